@@ -18,18 +18,14 @@ from transformers import StoppingCriteria
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.data.tokenize import encode_prompt
-from llava.errors import ConfigError
 from llava.images import expand2square as expand2square
 from llava.images import shape_image, to_rgb
 from llava.model.multimodal_encoder.families import processor_side
-from llava.model.tiles import (
-    divide_to_patches,
-    preprocess_tile,
-    read_pinpoints,
-    resize_and_pad_image,
-    select_best_resolution,
-)
+from llava.model.tiles import divide_to_patches as divide_to_patches
 from llava.model.tiles import get_anyres_image_grid_shape as get_anyres_image_grid_shape
+from llava.model.tiles import is_tiled, prepare_image, read_pinpoints
+from llava.model.tiles import resize_and_pad_image as resize_and_pad_image
+from llava.model.tiles import select_best_resolution as select_best_resolution
 
 
 def process_anyres_image(
@@ -40,15 +36,8 @@ def process_anyres_image(
     Returns:
         `[1 + tiles, 3, S, S]`; index 0 is the whole image, squeezed to a square.
     """
-    resolution = select_best_resolution(image.size, read_pinpoints(grid_pinpoints))
-    padded = resize_and_pad_image(image, resolution)
-    side = processor_side(processor)
-    tiles = [image.resize((side, side)), *divide_to_patches(padded, side)]
-    return torch.stack([preprocess_tile(tile, processor) for tile in tiles])
-
-
-def _preprocess(processor: Any, image: Image.Image) -> Tensor:
-    return processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
+    pinpoints = read_pinpoints(grid_pinpoints, processor_side(processor))
+    return prepare_image(image, processor, None, pinpoints)
 
 
 def load_image_from_base64(image: str | bytes) -> Image.Image:
@@ -57,35 +46,38 @@ def load_image_from_base64(image: str | bytes) -> Image.Image:
 
 
 def process_images(
-    images: Sequence[Image.Image], image_processor: Any, model_cfg: Any
+    images: Sequence[Image.Image],
+    image_processor: Any,
+    model_cfg: Any,
+    is_one_prompt: bool = False,
 ) -> Tensor | list[Tensor]:
     """Prepares images as the model's configuration asks for.
 
     Args:
         images: Images; whatever is not RGB is converted (`llava.images.to_rgb`).
         image_processor: The tower's.
-        model_cfg: `image_aspect_ratio` is `pad`, `anyres` (with `image_grid_pinpoints`) or
-            anything else for CLIP's own resize and crop.
+        model_cfg: `image_aspect_ratio` is `pad`, `anyres` or `anyres_max_N` (both with
+            `image_grid_pinpoints`), or anything else for CLIP's own resize and crop.
+        is_one_prompt: The images belong to one prompt. Where images are cut into tiles, several
+            of a prompt are not: each is filled up to one square (LLaVA-NeXT). By default each
+            image is the only one of its prompt, as in LLaVA.
 
     Returns:
         `[N, 3, S, S]`, `[N, 1 + tiles, 3, S, S]`, or a list where the numbers of tiles differ.
 
     Raises:
-        ConfigError: `anyres` without `image_grid_pinpoints`.
+        ConfigError: `image_grid_pinpoints` is missing, or one of the two cannot be read.
     """
     images = [to_rgb(image) for image in images]
     ratio = getattr(model_cfg, "image_aspect_ratio", None)
-    if ratio == "pad":
-        squares = [shape_image(image, image_processor, ratio) for image in images]
-        prepared = [_preprocess(image_processor, image) for image in squares]
-    elif ratio == "anyres":
-        pinpoints = getattr(model_cfg, "image_grid_pinpoints", None)
-        if not pinpoints:
-            raise ConfigError(
-                "image_aspect_ratio is 'anyres', but image_grid_pinpoints is missing: give the "
-                "list of [width, height] that images may be cut to, in config.json"
-            )
-        prepared = [process_anyres_image(i, image_processor, pinpoints) for i in images]
+    if is_tiled(ratio) and is_one_prompt and len(images) > 1:
+        prepared = [prepare_image(image, image_processor, "pad")[None] for image in images]
+    elif is_tiled(ratio):
+        side = processor_side(image_processor)
+        pinpoints = read_pinpoints(getattr(model_cfg, "image_grid_pinpoints", None), side)
+        prepared = [prepare_image(image, image_processor, ratio, pinpoints) for image in images]
+    elif ratio == "pad":
+        prepared = [prepare_image(image, image_processor, ratio) for image in images]
     else:
         crops = [shape_image(image, image_processor, ratio) for image in images]
         return image_processor(crops, return_tensors="pt")["pixel_values"]

@@ -74,7 +74,7 @@ def eval_model(args: Any) -> str:
     with torch.inference_mode():
         output_ids = model.generate(
             input_ids.to(model.device),
-            images=process_images(images, image_processor, model.config),
+            images=process_images(images, image_processor, model.config, is_one_prompt=True),
             image_sizes=[image.size for image in images],
             use_cache=True,
             **sampling.keywords(),

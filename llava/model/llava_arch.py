@@ -41,7 +41,7 @@ from llava.model.splice import (
     truncate_rows,
     unpad_image,
 )
-from llava.model.tiles import get_anyres_image_grid_shape
+from llava.model.tiles import Tiling, is_tiled
 
 __all__ = ["LlavaMetaForCausalLM", "LlavaMetaModel", "unpad_image"]
 from llava.model.tokenizer import initialize_vision_tokens
@@ -376,29 +376,25 @@ class LlavaMetaForCausalLM(ABC):
         newline = self.get_model().image_newline if settings.has_image_newline else None
         if len(features) == 1:
             return merge_single(features, newline)
-        if settings.image_aspect_ratio != "anyres":
+        if not is_tiled(settings.image_aspect_ratio):
             raise NotImplementedError(
                 f"several tiles with image_aspect_ratio {settings.image_aspect_ratio!r}; "
-                "the spatial merge types need 'anyres'"
+                "the spatial merge types need 'anyres' or 'anyres_max_N'"
             )
         if image_sizes is None or index >= len(image_sizes):
             raise DataError(
                 "the spatial merge types need image_sizes, (width, height) per image; found "
                 f"{image_sizes}, which lacks image {index + 1}"
             )
-        grid = get_anyres_image_grid_shape(
-            image_sizes[index],
-            settings.image_grid_pinpoints,
-            self.get_vision_tower().input_size,
-        )
-        if len(features) != 1 + grid[0] * grid[1]:
+        tiling = Tiling.of(settings, self.get_vision_tower().input_size, features.shape[1])
+        columns, rows = tiling.grid(image_sizes[index])
+        if len(features) != 1 + columns * rows:
             raise ConfigError(
-                f"image {index + 1} has {len(features) - 1} tiles, expected {grid[0]} x {grid[1]}: "
+                f"image {index + 1} has {len(features) - 1} tiles, expected {columns} x {rows}: "
                 f"image_grid_pinpoints {settings.image_grid_pinpoints} must be multiples of "
-                f"{self.get_vision_tower().input_size}, the tower's side, and those that the "
-                "images were prepared with"
+                f"{tiling.side_px}, the tower's side, and those that the images were prepared with"
             )
-        return merge_spatial(features, grid, image_sizes[index], newline)
+        return merge_spatial(features, tiling, image_sizes[index], newline)
 
     def initialize_vision_tokenizer(self, model_args: Any, tokenizer: Any) -> None:
         """Adds the special image tokens that `model_args` asks for (see `llava.model.tokenizer`).

@@ -7,7 +7,7 @@ Four pure functions, applied in this order: `strip_padding`, `splice_rows`, `tru
 encoding images is not done here.
 The `merge_...` functions (`mm_patch_merge_type`) make an image's sequence [N, D] of the projected
 features of its tiles, [tiles, P, D]; tile 0 is the overview, the others are row-major. The geometry
-(which tiles an image gets) is `llava.mm_utils`.
+(which tiles an image gets, and how large its map is) is `llava.model.tiles`.
 
 Legend: B rows, T tokens of a row, P features of an image or tile (S x S), L positions of a spliced
 row, D hidden, R and C the tile rows and columns of the grid.
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import DataError
+from llava.model.tiles import Tiling, unpadded_margins
 
 
 class PaddedRows(NamedTuple):
@@ -210,23 +211,16 @@ def _check_image_count(sentinels: Sequence[int], num_images: int) -> None:
 def unpad_image(tensor: Tensor, original_size: tuple[int, int]) -> Tensor:
     """Cuts the padding off the feature map of an image that was letterboxed.
 
-    The same floor is cut from both ends, so one padding line may survive; checkpoints were
-    trained so (LLaVA-NeXT).
-
     Args:
         tensor: [D, H, W] features of the padded image.
         original_size: (width, height) of the image before padding, in pixels.
 
     Returns:
-        [D, H', W'] with H' < H or W' < W where padding was found.
+        [D, H', W'] with H' < H or W' < W where padding was found; see `unpadded_margins`.
     """
-    width, height = original_size
-    map_height, map_width = tensor.shape[1:]
-    if width / height > map_width / map_height:
-        cut = (map_height - int(height * (map_width / width))) // 2
-        return tensor[:, cut : map_height - cut, :]
-    cut = (map_width - int(width * (map_height / height))) // 2
-    return tensor[:, :, cut : map_width - cut]
+    height, width = tensor.shape[1:]
+    x, y = unpadded_margins((width, height), original_size)
+    return tensor[:, y : height - y, x : width - x]
 
 
 def merge_flat(features: Tensor) -> Tensor:
@@ -235,16 +229,13 @@ def merge_flat(features: Tensor) -> Tensor:
 
 
 def merge_spatial(
-    features: Tensor,
-    grid: tuple[int, int],
-    original_size: tuple[int, int],
-    image_newline: Tensor | None,
+    features: Tensor, tiling: Tiling, original_size: tuple[int, int], image_newline: Tensor | None
 ) -> Tensor:
     """Arranges the tiles as one image, row by row, after the overview.
 
     Args:
         features: [1 + R * C, P, D]; tile 0 is the overview.
-        grid: (C, R), columns first.
+        tiling: Cut the image into its tiles, and says how large its map becomes.
         original_size: (width, height) of the image in pixels.
         image_newline: [D] appended to each line after unpadding; None keeps the padding.
 
@@ -254,14 +245,16 @@ def merge_spatial(
     overview, tiles = features[0], features[1:]
     side = round(len(overview) ** 0.5)
     assert side * side == len(overview), f"{len(overview)} overview features are no square"
-    columns, rows = grid
-    image = rearrange(tiles, "(r c) (h w) d -> (r h) (c w) d", r=rows, c=columns, h=side)
+    columns, rows = tiling.grid(original_size)
+    image = rearrange(tiles, "(r c) (h w) d -> d (r h) (c w)", r=rows, c=columns, h=side)
     if image_newline is not None:
-        unpadded = unpad_image(rearrange(image, "h w d -> d h w"), original_size)
-        image = rearrange(unpadded, "d h w -> h w d")
-        newline = image_newline.to(image).expand(len(image), 1, -1)
-        image = torch.cat([image, newline], dim=1)
-    return torch.cat([overview, image.flatten(0, 1)])
+        image = unpad_image(image, original_size)
+        width, height = tiling.map_size(original_size)
+        if image.shape[1:] != (height, width):
+            image = F.interpolate(image[None], (height, width), mode="bilinear")[0]
+        newline = image_newline.to(image)[:, None, None].expand(-1, height, 1)
+        image = torch.cat([image, newline], dim=2)
+    return torch.cat([overview, rearrange(image, "d h w -> (h w) d")])
 
 
 def merge_single(features: Tensor, image_newline: Tensor | None) -> Tensor:

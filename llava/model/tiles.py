@@ -1,14 +1,21 @@
-"""Cuts images into tiles, and carries pixels as bytes that lose nothing.
+"""Cuts images into tiles, counts their positions, and carries pixels as bytes that lose nothing.
 
 Input: PIL images, sizes in pixels, the tower's image processor. Output: sizes, images, pixel
-tensors. Non-goals: prompts (`llava.data`), what the tower does with the pixels.
+tensors. `Tiling` is the only place that knows which tiles an image gets and how many positions they
+take in the model; `llava.model.splice` arranges features by it. Non-goals: prompts (`llava.data`),
+what the tower does with the pixels.
+
+Legend: S side of a tile in pixels, P positions of a tile.
 """
 
 from __future__ import annotations
 
 import ast
 import math
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from llava.errors import ConfigError
+from llava.images import shape_image
 from llava.model.multimodal_encoder.families import processor_side
 
 Size = tuple[int, int]
@@ -67,23 +75,41 @@ def divide_to_patches(image: Image.Image, patch_size: int) -> list[Image.Image]:
     ]
 
 
-def read_pinpoints(grid_pinpoints: str | Sequence[Sequence[int]]) -> list[Size]:
-    """Reads the list, or its text.
+_RANGE = re.compile(r"\(\s*(\d+)\s*x\s*(\d+)\s*\)")
+
+
+def read_pinpoints(
+    grid_pinpoints: str | Sequence[Sequence[int]] | None, side_px: int
+) -> list[Size]:
+    """Reads the resolutions that images may be cut to.
+
+    Args:
+        grid_pinpoints: A list of (width, height) in pixels or its text, or the text of a range of
+            tiles such as `(1x1),...,(6x6)`: all grids between the first and the last (LLaVA-NeXT).
+        side_px: Side of a tile in pixels, in which a range counts.
 
     Raises:
-        ConfigError: It is no list of pairs of whole numbers above 0.
+        ConfigError: It is neither.
     """
+    pairs: list[Size] = []
+    ends = _RANGE.findall(grid_pinpoints) if isinstance(grid_pinpoints, str) else []
     try:
-        given = (
-            ast.literal_eval(grid_pinpoints) if isinstance(grid_pinpoints, str) else grid_pinpoints
-        )
-        pairs = [(int(width), int(height)) for width, height in given]
+        if ends:
+            (columns, rows), (last_columns, last_rows) = (map(int, ends[i]) for i in (0, -1))
+            grids = product(range(columns, last_columns + 1), range(rows, last_rows + 1))
+            pairs = [(c * side_px, r * side_px) for c, r in grids]
+        else:
+            given: Any = grid_pinpoints
+            if isinstance(grid_pinpoints, str):
+                given = ast.literal_eval(grid_pinpoints)
+            pairs = [(int(width), int(height)) for width, height in given]
     except (ValueError, TypeError, SyntaxError):
         pairs = []
     if not pairs or min(min(pair) for pair in pairs) < 1:
         raise ConfigError(
-            f"image_grid_pinpoints is {grid_pinpoints!r}; expected a list of [width, height] in "
-            "pixels, such as [[336, 672], [672, 336]]"
+            f"image_grid_pinpoints is {grid_pinpoints!r}, which 'anyres' needs; expected a list of "
+            "[width, height] in pixels, such as [[336, 672], [672, 336]], or a range of tiles, "
+            "such as '(1x1),...,(6x6)' (--image_grid_pinpoints, or config.json)"
         )
     return pairs
 
@@ -95,11 +121,135 @@ def get_anyres_image_grid_shape(
 
     Args:
         image_size: (width, height) in pixels.
-        grid_pinpoints: Allowed resolutions, a list or its text.
+        grid_pinpoints: Allowed resolutions, see `read_pinpoints`.
         patch_size: Side of a tile in pixels.
     """
-    width, height = select_best_resolution(image_size, read_pinpoints(grid_pinpoints))
+    width, height = select_best_resolution(image_size, read_pinpoints(grid_pinpoints, patch_size))
     return width // patch_size, height // patch_size
+
+
+def unpadded_margins(map_size: Size, original_size: Size) -> Size:
+    """Returns how much to cut off each end of the (width, height) of a letterboxed image's map.
+
+    The same floor is cut from both ends, so one padding line may survive; checkpoints were trained
+    so (LLaVA-NeXT).
+
+    Args:
+        map_size: (width, height) of the padded image's feature map.
+        original_size: (width, height) of the image before padding, in pixels.
+    """
+    (map_width, map_height), (width, height) = map_size, original_size
+    if width / height > map_width / map_height:
+        return 0, (map_height - int(height * (map_width / width))) // 2
+    return (map_width - int(width * (map_height / height))) // 2, 0
+
+
+# LLaVA-NeXT leaves a map alone that is larger than N tiles by less than this, along a side
+_TOLERATED = 1.1
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How images are cut into tiles, and how many positions they take.
+
+    Attributes:
+        aspect_ratio: `image_aspect_ratio`. `anyres` cuts the only image of a sample into tiles,
+            after the overview; `anyres_max_N` also shrinks the map of its features to about N
+            tiles (LLaVA-NeXT). Any other makes one square of each image.
+        pinpoints: (width, height) in pixels that images may be cut to; empty without tiles.
+        merge_type: `mm_patch_merge_type`.
+        side_px: S.
+        num_tokens: P.
+    """
+
+    aspect_ratio: str
+    pinpoints: tuple[Size, ...]
+    merge_type: str
+    side_px: int
+    num_tokens: int
+
+    @classmethod
+    def of(cls, settings: Any, side_px: int, num_tokens: int) -> Tiling:
+        """Reads a model's configuration, or the arguments of a training.
+
+        Raises:
+            ConfigError: `image_grid_pinpoints` is missing or no list of resolutions.
+        """
+        ratio = getattr(settings, "image_aspect_ratio", None) or "square"
+        given = getattr(settings, "image_grid_pinpoints", None)
+        pinpoints = tuple(read_pinpoints(given, side_px)) if is_tiled(ratio) else ()
+        merge_type = getattr(settings, "mm_patch_merge_type", None) or "flat"
+        return cls(ratio, pinpoints, merge_type, side_px, num_tokens)
+
+    @property
+    def max_tiles(self) -> int | None:
+        """N of `anyres_max_N`; None without a limit. Only maps without padding are shrunk."""
+        name, _, number = self.aspect_ratio.rpartition("_")
+        return int(number) if name and self.unpads else None
+
+    @property
+    def unpads(self) -> bool:
+        """Whether padding is cut off the map, and a newline ends each of its lines."""
+        return "unpad" in self.merge_type
+
+    def grid(self, size: Size) -> Size:
+        """Returns the (columns, rows) of tiles of an image of (width, height) pixels."""
+        width, height = select_best_resolution(size, self.pinpoints)
+        return width // self.side_px, height // self.side_px
+
+    def map_size(self, size: Size) -> Size:
+        """Returns (width, height) in positions of an image's map, unpadded and shrunk.
+
+        Args:
+            size: (width, height) in pixels of an image that is cut into tiles.
+        """
+        side = math.isqrt(self.num_tokens)
+        columns, rows = self.grid(size)
+        width, height = columns * side, rows * side
+        if not self.unpads:
+            return width, height
+        margins = unpadded_margins((width, height), size)
+        width, height = width - 2 * margins[0], height - 2 * margins[1]
+        if self.max_tiles is None:
+            return width, height
+        times = math.sqrt(height * width / (self.max_tiles * side**2))
+        if times <= _TOLERATED:
+            return width, height
+        return max(int(width // times), 1), max(int(height // times), 1)
+
+    def num_positions(self, size: Size | None) -> int:
+        """Returns the positions that an image takes in the model.
+
+        Args:
+            size: (width, height) in pixels of an image that is cut into tiles; None for one that
+                is made a square, as each is of a sample with several.
+        """
+        if not self.pinpoints:
+            return self.num_tokens
+        if self.merge_type == "flat":
+            columns, rows = (0, 0) if size is None else self.grid(size)
+            return self.num_tokens * (1 + columns * rows)
+        if size is None:
+            return self.num_tokens + self.unpads
+        width, height = self.map_size(size)
+        return self.num_tokens + height * (width + self.unpads)
+
+
+def is_tiled(aspect_ratio: str | None) -> bool:
+    """Tells whether images are cut into tiles: `anyres` or `anyres_max_N`.
+
+    Raises:
+        ConfigError: N is no number above 0.
+    """
+    if aspect_ratio is None or not aspect_ratio.startswith("anyres"):
+        return False
+    if aspect_ratio != "anyres" and re.fullmatch("anyres_max_[1-9][0-9]*", aspect_ratio) is None:
+        raise ConfigError(
+            f"image_aspect_ratio is {aspect_ratio!r}; expected 'anyres', or 'anyres_max_N' with "
+            "the number of tiles that the positions of an image should not exceed, such as "
+            "'anyres_max_9'"
+        )
+    return True
 
 
 def num_channels(processor: Any) -> int:
@@ -107,17 +257,52 @@ def num_channels(processor: Any) -> int:
     return 3 * len(getattr(processor, "processors", (processor,)))
 
 
-def preprocess_tile(image: Image.Image, processor: Any) -> Tensor:
+def preprocess_tile(image: Image.Image, processor: Any, as_bytes: bool = False) -> Tensor:
     """Prepares a square that is cut already, without losing a margin to a centre crop.
 
     Returns:
-        [3, S, S].
+        [3, S, S]; see `preprocess_bytes` for bytes.
     """
-    options = {}
+    options: dict[str, Any] = dict(_UNSCALED) if as_bytes else {}
     if getattr(processor, "size", {}).get("shortest_edge") is not None:
         options["size"] = {"shortest_edge": processor_side(processor)}
     pixels: Tensor = processor.preprocess(image, return_tensors="pt", **options)["pixel_values"][0]
     return pixels
+
+
+def prepare_image(
+    image: Image.Image,
+    processor: Any,
+    aspect_ratio: str | None,
+    pinpoints: Sequence[Size] = (),
+    as_bytes: bool = False,
+) -> Tensor:
+    """Prepares an image for a tower.
+
+    Args:
+        image: An RGB image.
+        processor: The tower's.
+        aspect_ratio: `pad` fills it up to a square; otherwise it is cropped.
+        pinpoints: (width, height) in pixels that it may be cut to; none: it becomes one square.
+        as_bytes: Leave the values unscaled.
+
+    Returns:
+        [3, S, S], or [1 + tiles, 3, S, S] with `pinpoints`: index 0 is the whole image, squeezed to
+        a square.
+    """
+    if pinpoints:
+        padded = resize_and_pad_image(image, select_best_resolution(image.size, pinpoints))
+        side = processor_side(processor)
+        tiles = [image.resize((side, side)), *divide_to_patches(padded, side)]
+        return torch.stack([preprocess_tile(tile, processor, as_bytes) for tile in tiles])
+    shaped = shape_image(image, processor, aspect_ratio)
+    if as_bytes:
+        return preprocess_bytes(shaped, processor)
+    pixels: Tensor = processor.preprocess(shaped, return_tensors="pt")["pixel_values"][0]
+    return pixels
+
+
+_UNSCALED = {"do_rescale": False, "do_normalize": False}
 
 
 def preprocess_bytes(image: Image.Image, processor: Any) -> Tensor:
@@ -126,9 +311,9 @@ def preprocess_bytes(image: Image.Image, processor: Any) -> Tensor:
     Returns:
         [3, S, S] uint8.
     """
-    pixels: Tensor = processor.preprocess(
-        image, return_tensors="pt", do_rescale=False, do_normalize=False
-    )["pixel_values"][0]
+    pixels: Tensor = processor.preprocess(image, return_tensors="pt", **_UNSCALED)["pixel_values"][
+        0
+    ]
     return pixels
 
 

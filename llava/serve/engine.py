@@ -34,6 +34,7 @@ from llava.constants import (
 from llava.errors import ConfigError, DataError
 from llava.images import to_rgb
 from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
+from llava.model.tiles import Tiling, is_tiled, prepare_image
 from llava.serve.check import check_model_path
 
 log = logging.getLogger(__name__)
@@ -375,7 +376,7 @@ class Engine:
     @property
     def is_tiled(self) -> bool:
         """Whether images are cut into tiles."""
-        return getattr(self.model.config, "image_aspect_ratio", None) == "anyres"
+        return is_tiled(getattr(self.model.config, "image_aspect_ratio", None))
 
     def prepare(
         self, request: GenerationRequest, known: ImageFeatureCache | None = None
@@ -399,31 +400,41 @@ class Engine:
             wrapped = DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
             prompt = prompt.replace(DEFAULT_IMAGE_TOKEN, wrapped)
         ids = tokenizer_image_token(prompt, self.tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt")
-        images = [self._prepare_image(image, known) for image in request.images]
+        is_alone = len(request.images) == 1
+        images = [self._prepare_image(image, known, is_alone) for image in request.images]
         prompt_len = int((ids != IMAGE_TOKEN_INDEX).sum())
-        prompt_len += sum(self._num_image_tokens(len(image.tiles)) for image in images)
+        sizes = [image.size if is_alone else None for image in images]
+        prompt_len += sum(map(self._num_image_tokens, sizes))
         room = self.context_len - prompt_len
         if room < 1:
             raise ContextFull
         max_new_tokens = min(request.max_new_tokens, room)
         return PreparedRequest(request, ids.unsqueeze(0), images, prompt_len, max_new_tokens)
 
-    def _prepare_image(self, image: Image.Image, known: ImageFeatureCache | None) -> PreparedImage:
+    def _prepare_image(
+        self, image: Image.Image, known: ImageFeatureCache | None, is_alone: bool
+    ) -> PreparedImage:
+        """Prepares an image; only one that is alone in its prompt is cut into tiles."""
         rgb = to_rgb(image)
-        key = "" if known is None else image_key(rgb)
+        is_square = self.is_tiled and not is_alone
+        key = "" if known is None else image_key(rgb) + ("-square" if is_square else "")
         features = None if known is None else known.get(key)
         if features is not None:
             return PreparedImage(key, rgb.size, features, is_encoded=True)
-        pixels = process_images([rgb], self.image_processor, self.model.config)[0]
-        tiles = pixels if self.is_tiled else pixels.unsqueeze(0)
+        if is_square:
+            pixels = prepare_image(rgb, self.image_processor, "pad")
+        else:
+            pixels = process_images([rgb], self.image_processor, self.model.config)[0]
+        tiles = pixels if pixels.ndim == 4 else pixels.unsqueeze(0)
         return PreparedImage(key, rgb.size, tiles, is_encoded=False)
 
-    def _num_image_tokens(self, num_tiles: int) -> int:
-        """Returns the positions that an image takes; an upper bound if it is cut into tiles."""
+    def _num_image_tokens(self, size: tuple[int, int] | None) -> int:
+        """Returns the positions of an image of (width, height) pixels, or of a square."""
         tower = self.model.get_vision_tower()
-        # a newline token ends each row of patches
-        num_newlines = tower.num_patches_per_side if num_tiles > 1 else 0
-        return num_tiles * (tower.num_image_tokens + num_newlines)
+        if not self.is_tiled:
+            return int(tower.num_image_tokens)
+        tiling = Tiling.of(self.model.config, tower.input_size, tower.num_image_tokens)
+        return tiling.num_positions(size)
 
     def answer(
         self,

@@ -226,7 +226,8 @@ def build_config(model: Any, image_token: int) -> LlavaConfig | LlavaNextConfig:
     }
     if mm.image_aspect_ratio == "anyres":
         # LLaVA writes (width, height), transformers (height, width)
-        pinpoints = [[high, wide] for wide, high in read_pinpoints(mm.image_grid_pinpoints)]
+        given = read_pinpoints(mm.image_grid_pinpoints, tower.input_size)
+        pinpoints = [[high, wide] for wide, high in given]
         return LlavaNextConfig(image_grid_pinpoints=pinpoints, **keywords)
     return LlavaConfig(**keywords)
 

@@ -18,6 +18,7 @@ from llava.model.multimodal_projector.builder import (
     build_vision_projector,
 )
 from llava.model.splice import merge_single, merge_spatial
+from llava.model.tiles import Tiling
 from llava.model.tokenizer import load_tokenizer
 
 TINY = {
@@ -250,8 +251,9 @@ def test_unpad_equals_the_golden_shapes(models):
 def test_tiles_are_laid_out_row_by_row():
     # 2 columns, 1 row of 2 x 2 tiles; a feature's value is its number
     features = torch.arange(12.0).reshape(3, 4, 1)
-    picture = merge_spatial(features, (2, 1), (4, 2), None)
+    tiling = Tiling("anyres", ((4, 2),), "spatial_unpad", side_px=2, num_tokens=4)
+    picture = merge_spatial(features, tiling, (4, 2), None)
     assert picture.flatten().tolist() == [0, 1, 2, 3, 4, 5, 8, 9, 6, 7, 10, 11]
-    lines = merge_spatial(features, (2, 1), (4, 2), torch.tensor([-1.0])).flatten().tolist()
+    lines = merge_spatial(features, tiling, (4, 2), torch.tensor([-1.0])).flatten().tolist()
     assert lines == [0, 1, 2, 3, 4, 5, 8, 9, -1, 6, 7, 10, 11, -1]
     assert merge_single(features[:1], torch.tensor([-1.0])).flatten().tolist() == [0, 1, 2, 3, -1]

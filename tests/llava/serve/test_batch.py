@@ -167,7 +167,7 @@ def test_tiled_pictures_in_a_batch(anyres_engine, scheduler, pictures, monkeypat
     running = scheduler(engine=anyres_engine)
     for _ in range(2):  # the second time from the cache of features
         assert [text_of(e) for e in answer_all(running, requests)] == alone
-    assert len(calls) == 3  # once for each image
+    assert len(calls) == 5  # once for each image, and for the two that are squares in one prompt
 
 
 def test_usage_counts_pictures(engine, scheduler, pictures):
