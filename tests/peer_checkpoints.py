@@ -1,8 +1,8 @@
 """Published checkpoints of other projects: their `config.json`, and the list of their weights.
 
 Sizes and keys are facts, from the configurations and the code that their owners published. Where
-those were not to be had, the size is that of the base model, and a comment says so. No weights are
-here; `shapes` follows from the sizes, by the rule by which such files are written.
+those were not to be had, the size is that of the base model, and `unverified` says so. No weights
+are here; `shapes` follows from the sizes, by the rule by which such files are written.
 """
 
 import json
@@ -61,6 +61,8 @@ YI_34B = dict(zip(SIZES, (64000, 7168, 20480, 60, 56, 8), strict=True))
 LLAMA_3_8B = dict(zip(SIZES, (128256, 4096, 14336, 32, 32, 8), strict=True))
 QWEN2_HALF_B = dict(zip(SIZES, (151936, 896, 4864, 24, 14, 2), strict=True))
 QWEN2_7B = dict(zip(SIZES, (152064, 3584, 18944, 28, 28, 4), strict=True))
+QWEN25_1B = dict(zip(SIZES, (151936, 1536, 8960, 28, 12, 2), strict=True))
+QWEN15_7B = dict(zip(SIZES, (151936, 4096, 11008, 32, 32, 32), strict=True))
 QWEN15_72B = dict(zip(SIZES, (152064, 8192, 24576, 80, 64, 64), strict=True))
 AYA_8B = dict(zip(SIZES, (256000, 4096, 14336, 32, 32, 8), strict=True))
 MULTIMODAL = {
@@ -133,6 +135,7 @@ class Peer:
         num_tokens: Positions of an image, or of one tile.
         billions: Parameters in all, its tower included.
         towers: Where the tower is: "inside" its files, "apart", or both where that is not known.
+        unverified: What its owner's files did not show.
     """
 
     config: dict
@@ -141,6 +144,7 @@ class Peer:
     num_tokens: int
     billions: float
     towers: tuple[str, ...] = ("inside",)
+    unverified: str = ""
 
 
 def config_of(base, sizes, tower, **changes):
@@ -149,24 +153,32 @@ def config_of(base, sizes, tower, **changes):
             "tie_word_embeddings": False, **changes}  # fmt: skip
 
 
+UNSEEN = "its `config.json`; sizes are those of {}"
+FROZEN = "whether its files hold the frozen tower"
+ONEVISION = {
+    "image_aspect_ratio": "anyres_max_9",
+    "mm_patch_merge_type": "spatial_unpad",
+    "mm_newline_position": "one_token",
+}
+RANGE = {"image_grid_pinpoints": "(1x1),...,(6x6)"}
+PALO = {**LLAMA, "model_type": "palo", "architectures": ["PaloForCausalLM"], **PAD}
 PEERS = {
-    # not verified: its config.json; sizes of Qwen2-7B-Instruct, settings of its training script
     "Pangea-7B": Peer(
-        config_of(QWEN, QWEN2_7B, CLIP, model_type="llava_qwen", **ANYRES),
+        config_of(QWEN, QWEN2_7B, CLIP, model_type="qwen2", mm_newline_position="grid",
+                  mm_spatial_pool_mode="bilinear", add_faster_video=False, faster_token_stride=10,
+                  **ANYRES),
         "LlavaQwenForCausalLM", "qwen_1_5", 576, 7.94,
     ),
-    # not verified: whether its files hold the frozen tower
     "PALO-7B": Peer(
-        config_of(LLAMA, VICUNA_7B, CLIP, model_type="palo", architectures=["PaloForCausalLM"],
-                  **PAD),
+        config_of(PALO, VICUNA_7B, CLIP),
         "LlavaLlamaForCausalLM", "v1", 576, 7.06, ("inside", "apart"),
+        f"{UNSEEN.format('Vicuna-7B')}; {FROZEN}",
     ),
     "PALO-13B": Peer(
-        config_of(LLAMA, VICUNA_13B, CLIP, model_type="palo", architectures=["PaloForCausalLM"],
-                  **PAD),
+        config_of(PALO, VICUNA_13B, CLIP),
         "LlavaLlamaForCausalLM", "v1", 576, 13.35, ("inside", "apart"),
+        f"{UNSEEN.format('Vicuna-13B')}; {FROZEN}",
     ),
-    # not verified: its config.json (sizes of aya-23-8B); whether its files hold the frozen tower
     "Maya-8B": Peer(
         config_of(
             {}, AYA_8B, SIGLIP_BASE, model_type="llava_cohere",
@@ -176,16 +188,16 @@ PEERS = {
             tokenizer_model_max_length=2048, tie_word_embeddings=True, **PAD,
         ),
         "LlavaCohereForCausalLM", "aya", 255, 8.14, ("inside", "apart"),
+        f"{UNSEEN.format('aya-23-8B')}; {FROZEN}",
     ),
     "LLaVA-1.6-34B": Peer(
         config_of(
             LLAMA, YI_34B, CLIP, model_type="llava", rope_theta=5000000.0, eos_token_id=7,
             unfreeze_mm_vision_tower=True, mm_vision_tower_lr=2e-6, image_crop_resolution=224,
-            image_split_resolution=224, **ANYRES,
+            image_split_resolution=224, mm_resampler_type=None, **ANYRES,
         ),
         "LlavaLlamaForCausalLM", "chatml_direct", 576, 34.75,
     ),
-    # not verified: its config.json; sizes of Llama-3-8B-Instruct
     "LLaVA-NeXT-Llama3-8B": Peer(
         config_of(
             LLAMA, LLAMA_3_8B, CLIP, model_type="llava_llama", rope_theta=500000.0,
@@ -193,41 +205,45 @@ PEERS = {
             max_position_embeddings=8192, tokenizer_model_max_length=8192, **ANYRES,
         ),
         "LlavaLlamaForCausalLM", "llava_llama_3", 576, 8.35,
+        unverified=UNSEEN.format("Llama-3-8B-Instruct"),
     ),
-    # not verified: its config.json; sizes of Qwen1.5-72B-Chat
     "LLaVA-NeXT-72B": Peer(
         config_of(QWEN, QWEN15_72B, CLIP, model_type="llava_qwen", **ANYRES),
         "LlavaQwenForCausalLM", "qwen_1_5", 576, 72.66,
+        unverified=UNSEEN.format("Qwen1.5-72B-Chat"),
     ),
-    # not verified: their config.json; sizes of Qwen2-0.5B-Instruct and Qwen2-7B-Instruct
     "LLaVA-OneVision-0.5B": Peer(
-        config_of(
-            QWEN, QWEN2_HALF_B, SIGLIP, model_type="llava_qwen", image_aspect_ratio="anyres_max_9",
-            image_grid_pinpoints="(1x1),...,(6x6)", mm_patch_merge_type="spatial_unpad",
-            mm_newline_position="one_token", tie_word_embeddings=True,
-        ),
+        config_of(QWEN, QWEN2_HALF_B, SIGLIP, model_type="llava_qwen", tie_word_embeddings=True,
+                  **ONEVISION, **RANGE),
         "LlavaQwenForCausalLM", "qwen_1_5", 729, 0.89,
+        unverified=UNSEEN.format("Qwen2-0.5B-Instruct"),
     ),
+    # a list of all grids, as trainings from it have it
     "LLaVA-OneVision-7B": Peer(
         config_of(
-            QWEN, QWEN2_7B, SIGLIP, model_type="llava_qwen", image_aspect_ratio="anyres_max_9",
-            image_grid_pinpoints="(1x1),...,(6x6)", mm_patch_merge_type="spatial_unpad",
-            mm_newline_position="one_token",
+            QWEN, QWEN2_7B, SIGLIP, model_type="llava_qwen", **ONEVISION,
+            image_grid_pinpoints=[[384 * i, 384 * j] for i in range(1, 7) for j in range(1, 7)],
         ),
         "LlavaQwenForCausalLM", "qwen_1_5", 729, 8.03,
+        unverified=UNSEEN.format("Qwen2-7B-Instruct"),
     ),
-    # as checkpoints of this class were written in places: the type is the language model's own
     "Aquila-VL-2B": Peer(
-        config_of(QWEN, {**QWEN2_HALF_B, "hidden_size": 1536, "intermediate_size": 8960,
-                         "num_hidden_layers": 28, "num_attention_heads": 12}, SIGLIP,
-                  model_type="qwen2", image_aspect_ratio="anyres_max_9", tie_word_embeddings=True,
-                  image_grid_pinpoints="(1x1),...,(6x6)", mm_patch_merge_type="spatial_unpad"),
+        config_of(QWEN, QWEN25_1B, SIGLIP, model_type="qwen2", tie_word_embeddings=True,
+                  **ONEVISION, **RANGE),
         "LlavaQwenForCausalLM", "qwen_1_5", 729, 1.95,
+        unverified=UNSEEN.format("Qwen2.5-1.5B-Instruct") + "; its system text",
+    ),
+    # the Hub's copy of its config.json was given this type
+    "LLaVA-Video-7B (images)": Peer(
+        config_of(QWEN, QWEN2_7B, SIGLIP, model_type="llava", **ONEVISION, **RANGE),
+        "LlavaQwenForCausalLM", "qwen_1_5", 729, 8.03,
+        unverified=UNSEEN.format("Qwen2-7B-Instruct"),
     ),
     "LLaVA-NeXT-Interleave-7B": Peer(
-        config_of(QWEN, {**QWEN2_7B, "vocab_size": 152064}, SIGLIP, model_type="llava_qwen",
-                  mm_newline_position="grid", **PAD),
-        "LlavaQwenForCausalLM", "qwen_1_5", 729, 8.03,
+        config_of(QWEN, QWEN15_7B, SIGLIP, model_type="llava_qwen", **PAD,
+                  mm_newline_position="grid"),
+        "LlavaQwenForCausalLM", "qwen_1_5", 729, 8.14,
+        unverified=UNSEEN.format("Qwen1.5-7B-Chat"),
     ),
 }  # fmt: skip
 
@@ -402,7 +418,7 @@ def write_peer(root: Path, folder: Path, name: str, extra: dict | None = None) -
     weights = random(shapes(config, where, TINY_TOWER))
     save_file({**weights, **(extra or {})}, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config))
-    write_tokenizer(folder, config["architectures"][0])
+    write_tokenizer(folder, config["architectures"][0], is_yi=name == "LLaVA-1.6-34B")
     tower = config["mm_vision_tower"]
     write_tower_config(root, tower, **TINY_TOWER)
     if where == "apart":
@@ -428,13 +444,12 @@ def byte_tokenizer(special):
     return hf.PreTrainedTokenizerFast(tokenizer_object=inner)
 
 
-def write_tokenizer(folder: Path, architecture: str) -> None:
+def write_tokenizer(folder: Path, architecture: str, is_yi: bool) -> None:
     if architecture not in TOKENIZERS:
         # of Yi's ChatML; loaded from tokenizer.model, as the slow tokenizers were
         shutil.copy(GOLDEN / "tokenizer.model", folder)
         tokens = {"2000": "<|im_start|>", "2001": "<|im_end|>"}
         decoder = {key: {"content": text, "special": True} for key, text in tokens.items()}
-        is_yi = "34B" in folder.name
         settings = {
             "tokenizer_class": "LlamaTokenizer",
             "legacy": True,

@@ -207,6 +207,7 @@ YI, LLAMA_3 = {"eos_token_id": 7}, {"bos_token_id": 128000}
     [
         ({"model_type": "qwen2", "architectures": ["LlavaQwenForCausalLM"]}, "qwen_1_5"),
         ({"model_type": "llava_qwen"}, "qwen_1_5"),
+        ({"model_type": "llava", "architectures": ["LlavaQwenForCausalLM"]}, "qwen_1_5"),
         ({"model_type": "llava_cohere", "architectures": ["LlavaCohereForCausalLM"]}, "aya"),
         ({"model_type": "palo", "architectures": ["PaloForCausalLM"]}, "v1"),
         ({"model_type": "llava", "architectures": ["LlavaMistralForCausalLM"]}, "mistral_instruct"),

@@ -5,6 +5,7 @@ from a `config.json` as it is published and beside folders that its tower's name
 """
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from peer_checkpoints import (
     write_peer,
     write_tower_config,
 )
+from safetensors.torch import save_file
 
 from llava.conversation import select_conversation
 from llava.errors import CheckpointError, ConfigError
@@ -62,6 +64,23 @@ def test_every_weight_has_its_place(name, tower, hub, tmp_path, monkeypatch):
         assert billions == pytest.approx(peer.billions, abs=0.01)
     assert select_conversation(config, "model")[0] == peer.template
     assert select_conversation(peer.config, "model")[0] == peer.template
+
+
+PAGE = Path(__file__).parents[3] / "docs" / "compatibility.md"
+HEADER = "| Checkpoint | `model_type` | Tower | Template | Positions | Not verified |"
+
+
+def row(name):
+    peer = PEERS[name]
+    tiles = " a tile" if "anyres" in peer.config["image_aspect_ratio"] else ""
+    cells = (name, f"`{peer.config['model_type']}`", peer.config["mm_vision_tower"],
+             f"`{peer.template}`", f"{peer.num_tokens}{tiles}", peer.unverified)  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def test_the_page_has_them():
+    lines = PAGE.read_text(encoding="utf-8").split(HEADER, 1)[1].splitlines()[2:]
+    assert lines[: lines.index("")] == [row(name) for name in PEERS]
 
 
 BASES = {
@@ -128,6 +147,40 @@ def test_a_tiny_one_answers(name, tmp_path, monkeypatch, caplog):
     torch.testing.assert_close(logits, expected, atol=2e-4, rtol=2e-4)
     answer = model.generate(ids, images=pixels, max_new_tokens=4, do_sample=False)
     assert answer[0, 0] == logits[0, -1].argmax()
+
+
+def test_chatml_is_single_tokens_of_a_slow_tokenizer(tmp_path, monkeypatch):
+    """LLaVA-1.6-34B's folder has `tokenizer.model`, and no BOS is added."""
+    monkeypatch.chdir(tmp_path)
+    write_peer(tmp_path, tmp_path / "checkpoint", "LLaVA-1.6-34B")
+    tokenizer, model, *_ = load(tmp_path / "checkpoint")
+    name, conversation = select_conversation(model.config, "checkpoint")
+    conversation.append_message(conversation.roles[0], "Hi")
+    ids = tokenizer(conversation.get_prompt()).input_ids
+    assert name == "chatml_direct" and tokenizer.eos_token_id == 2001
+    assert [index for index in ids if index >= 2000] == [2000, 2001, 2000, 2001]
+    assert tokenizer.bos_token_id not in ids
+
+
+def test_a_head_that_is_written_though_it_is_tied(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    weights = write_peer(tmp_path, tmp_path / "checkpoint", "Maya-8B")
+    ids = torch.tensor([[5, 6, 7]])
+    logits = load(tmp_path / "checkpoint")[1](ids).logits
+    head = {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}
+    write_peer(tmp_path, tmp_path / "with-head", "Maya-8B", head)
+    assert torch.equal(load(tmp_path / "with-head")[1](ids).logits, logits)
+    assert "weights not used" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["Pangea-7B", "LLaVA-1.6-34B"])  # by either key of config.json
+def test_a_tuned_tower_that_is_not_in_the_files(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights = write_peer(tmp_path, tmp_path / "checkpoint", name)
+    kept = {key: value for key, value in weights.items() if TOWER_PREFIX not in key}
+    save_file(kept, tmp_path / "checkpoint" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="vision tower's weights are missing"):
+        load(tmp_path / "checkpoint")
 
 
 def test_weights_that_are_for_videos_are_named_and_left_out(tmp_path, monkeypatch, caplog):
