@@ -18,6 +18,7 @@ import itertools
 import json
 import logging
 import operator
+import re
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
@@ -498,16 +499,20 @@ def build_prompt(conversation: Conversation, messages: Sequence[Message]) -> str
         messages: At least one message; the last one is from the user.
 
     Raises:
-        ApiError: The model's own chat template does not take the messages.
+        ApiError: The template does not take the messages.
     """
     writes_itself = isinstance(conversation, ChatConversation)
     system = [message.text() for message in messages if message.role in ("system", "developer")]
     if system:
-        # the system text of chatml begins with a tag
-        tag, newline, _ = conversation.system.partition("\n")
-        tagged_styles = (SeparatorStyle.MPT, SeparatorStyle.CHATML)
-        is_tagged = conversation.sep_style in tagged_styles and newline and not writes_itself
-        conversation.system = (tag + newline if is_tagged else "") + "\n".join(system)
+        if conversation.sep_style is SeparatorStyle.CHATML and not conversation.system:
+            raise ApiError(
+                400, "the model's template takes no system text: write it into the first question",
+                "messages", "chat_template",
+            )  # fmt: skip
+        # the system text of such styles begins with a tag and its line breaks
+        is_tagged = conversation.sep_style in (SeparatorStyle.MPT, SeparatorStyle.CHATML)
+        tag = re.match(r"<.*\n+", conversation.system) if is_tagged and not writes_itself else None
+        conversation.system = (tag[0] if tag else "") + "\n".join(system)
     turns = [
         (is_answer, f"{DEFAULT_IMAGE_TOKEN}\n" * len(message.image_urls()) + message.text())
         for message in messages

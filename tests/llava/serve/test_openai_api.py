@@ -297,6 +297,18 @@ def test_more_tokens_than_the_worker_gives_are_clamped(make_engine, start_api):
             "<|im_start|>user\nCo?<|im_end|><|im_start|>assistant\n",
         ),
         (
+            "qwen_1_5",
+            "<|im_start|>system\nS<|im_end|>\n<|im_start|>assistant\nHi!<|im_end|>\n"
+            "<|im_start|>user\nCo?<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        (
+            "llava_llama_3",
+            "<|start_header_id|>system<|end_header_id|>\n\nS<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\nHi!<|eot_id|>"
+            "<|start_header_id|>user<|end_header_id|>\n\nCo?<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+        (
             "llama_2",
             "[INST] <<SYS>>\nS\n<</SYS>>\n\n  [/INST] Hi! </s><s>[INST] Co? [/INST]",
         ),
@@ -314,6 +326,15 @@ def test_a_conversation_may_begin_with_the_assistant(make_engine, start_api, tem
     response = post(start_api(engine), {**GOOD, "messages": messages})
     assert response.status_code == 200, response.text
     assert engine.model.calls[0]["prompt"] == prompt
+
+
+def test_a_template_without_a_system_text(make_engine, start_api):
+    stored = conversation_to_dict(get_conversation("gemma_instruct"))
+    api = start_api(make_engine("a", conversation=stored))
+    assert post(api, {**GOOD, "messages": QUESTION}).status_code == 200
+    system = {"role": "system", "content": "S"}
+    response = post(api, {**GOOD, "messages": [system, *QUESTION]})
+    assert response.status_code == 400 and "takes no system text" in response.text
 
 
 def test_data_urls_are_read_as_browsers_read_them(make_engine, start_api, picture):
