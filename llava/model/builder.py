@@ -411,15 +411,18 @@ def model_class_of(config: dict[str, Any], where: str, model_name: str = "") -> 
     refuse_foreign(config, where)
     model_type = str(config.get("model_type"))
     has_tower = "mm_vision_tower" in config
-    if model_type in ("llava", "llava_next") and not has_tower:
+    # only a type such as `llava_mistral` says it: forks write also the language model's own, or
+    # `llava`, beside a class that does
+    is_decisive = model_type.startswith(PREFIX)
+    architecture = (config.get("architectures") or [None])[0]
+    family = None if is_decisive else family_of_class(architecture)
+    if model_type in ("llava", "llava_next") and not has_tower and family is None:
         raise ConfigError(
             f"{where} is in the format of transformers' own {model_type!r} model, not in LLaVA's "
             "(no mm_vision_tower in config.json): load it with transformers, or convert it with "
             "`lrm import hf`"
         )
-    # forks write any type, that of the language model itself and, on Llama, `llava`
-    family = family_of_class((config.get("architectures") or [None])[0])
-    if not has_tower and not model_type.startswith(PREFIX) and family is None:
+    if not has_tower and not is_decisive and family is None:
         return None
     if family is None and model_type == "llava":
         family = _family_of(model_name)

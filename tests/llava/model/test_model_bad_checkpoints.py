@@ -125,7 +125,7 @@ def test_error_names_what_is_wrong(name, checkpoint):
 
 
 def test_another_language_model(checkpoint):
-    edit_config(checkpoint, model_type="bert")
+    edit_config(checkpoint, model_type="bert", architectures=["LlavaBertForCausalLM"])
     with pytest.raises(ConfigError, match="'bert' does not work.*docs/models.md.*llama, .*mpt"):
         load(checkpoint)
 
