@@ -26,7 +26,15 @@ import pyarrow.compute as pc
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.records import RecordReader
-from llava.data.sample import ROLES, DropPolicy, Sample, SampleError, has_leading_answer
+from llava.data.sample import (
+    MAX_IMAGES,
+    ROLES,
+    DropPolicy,
+    Sample,
+    SampleError,
+    has_leading_answer,
+    images_of,
+)
 from llava.files import LEAVES_FOLDER, leaves_folder
 from lrm_ext.corpus.store import ENGLISH, ROW_SCHEMA
 
@@ -63,9 +71,9 @@ class Turns:
         starts = np.cumsum(self.sizes) - self.sizes
         return np.arange(len(self.texts)) - np.repeat(starts, self.sizes)
 
-    def count(self, flags: Flags) -> npt.NDArray[np.int64]:
-        """Counts the flagged turns of each row."""
-        sums = np.concatenate([[0], np.cumsum(flags)])
+    def count(self, values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """Sums numbers of turns, or counts flagged turns, row by row."""
+        sums = np.concatenate([[0], np.cumsum(values)])
         ends = np.cumsum(self.sizes)
         return sums[ends] - sums[ends - self.sizes]
 
@@ -96,19 +104,32 @@ def row_faults(batch: pa.RecordBatch, turns: Turns) -> dict[str, Flags]:
     """
     is_human_turn = turns.index_in_row % 2 == 0
     human, answer = (turns.of_role(role) for role in ROLES)
-    holds_image = turns.matching(DEFAULT_IMAGE_TOKEN)
+    places = pc.count_substring(turns.texts, DEFAULT_IMAGE_TOKEN).to_numpy(zero_copy_only=False)
     is_blank = pc.or_(pc.utf8_is_space(turns.texts), pc.equal(pc.binary_length(turns.texts), 0))
-    images = batch.column("image")
+    several = batch.column("images")
     no_turns = turns.sizes == 0
-    is_misplaced = (turns.count(holds_image) != to_flags(images.is_valid())) & ~no_turns
+    # a single image may have several placeholders in its turn
+    num_places = np.where(
+        to_flags(several.is_valid()), turns.count(places), turns.count(places > 0)
+    )
+    is_outside = to_flags(pc.match_substring_regex(batch.column("image"), LEAVES_FOLDER))
+    outside = pc.match_substring_regex(pc.list_flatten(several), LEAVES_FOLDER)
+    is_outside[pc.list_parent_indices(several).filter(outside).to_numpy()] = True
     return {
         "no turns": no_turns,
         "unknown_role": turns.any(~human & ~answer),
         "turn_order": turns.any(np.where(is_human_turn, answer, human)),
         "empty_turn": turns.any(to_flags(is_blank)),
-        "image_mismatch": is_misplaced | turns.any(holds_image & ~human),
-        "outside_root": to_flags(pc.match_substring_regex(images, LEAVES_FOLDER)),
+        "image_mismatch": (num_places != num_images(batch)) & ~no_turns
+        | turns.any((places > 0) & ~human),
+        "outside_root": is_outside,
     }
+
+
+def num_images(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    """Returns the number of images of each row of a batch of `ROW_SCHEMA`."""
+    several = pc.fill_null(pc.list_value_length(batch.column("images")), 0)
+    return several.to_numpy(zero_copy_only=False) + to_flags(batch.column("image").is_valid())
 
 
 class _Turn(msgspec.Struct, gc=False):
@@ -125,11 +146,11 @@ class _Record(msgspec.Struct, gc=False):
 
     id: str | int
     turns: list[_Turn] = msgspec.field(name="conversations")
-    image: str | None = None
+    image: str | list[str] | None = None
     lang: str | None = None
     source: str | None = None
     task: str | None = None
-    images: _Nothing = None
+    also: _Nothing = msgspec.field(default=None, name="images")
     messages: _Nothing = None
     texts: _Nothing = None
     video: _Nothing = None
@@ -137,6 +158,10 @@ class _Record(msgspec.Struct, gc=False):
     audio: _Nothing = None
     audios: _Nothing = None
     system: _Nothing = None
+
+    @property
+    def images(self) -> Sequence[str]:
+        return images_of(self.image)
 
 
 # Keys: whether the records are in an array.
@@ -197,9 +222,11 @@ def batch_of(samples: Sequence[Sample | _Record], source: str | None = None) -> 
     """Builds rows of samples, all translatable; `source` is for those that name none."""
     turns = [turn for sample in samples for turn in sample.turns]
     ends = np.cumsum([len(sample.turns) for sample in samples], dtype=np.int32)
+    images = [sample.images for sample in samples]
     columns: list[list[Any]] = [
         [sample.id if type(sample.id) is str else str(sample.id) for sample in samples],
-        [sample.image for sample in samples],
+        [paths[0] if len(paths) == 1 else None for paths in images],
+        [paths if len(paths) > 1 else None for paths in images],
         [sample.source or source for sample in samples],
         [sample.task for sample in samples],
         [True] * len(samples),
@@ -248,21 +275,16 @@ def check_sample(sample: Sample, where: str, lang: str) -> None:
     """Checks what a corpus demands beyond `Sample.from_record`.
 
     Raises:
-        SampleError: The sample is in another language, or its image is outside the image folder.
+        SampleError: The sample is in another language, or an image is outside the image folder.
     """
     if sample.lang not in (None, lang):
         raise SampleError(
             f"{where}, sample {sample.id!r}: lang is {sample.lang!r}, expected {lang!r}.",
             "other_language",
         )
-    if len(sample.images) > 1:
+    if outside := [image for image in sample.images if leaves_folder(image)]:
         raise SampleError(
-            f"{where}, sample {sample.id!r}: {len(sample.images)} images, a row has one.",
-            "several_images",
-        )
-    if any(map(leaves_folder, sample.images)):
-        raise SampleError(
-            f"{where}, sample {sample.id!r}: image {sample.image!r} is outside the image folder; "
+            f"{where}, sample {sample.id!r}: image {outside[0]!r} is outside the image folder; "
             "expected a path below it.",
             "outside_root",
         )
@@ -288,9 +310,16 @@ def _check_together(
     """
     batch = batch_of(records, source)
     turns = Turns.of(batch.column("turns"))
-    odd = np.array([record.lang not in (None, ENGLISH) for record in records], dtype=bool)
+    odd = np.array(
+        [
+            record.lang not in (None, ENGLISH)
+            or len(record.images) > MAX_IMAGES
+            or not all(record.images)
+            for record in records
+        ],
+        dtype=bool,
+    )
     odd |= (turns.sizes < 2) | turns.any(turns.matching("<video>|<audio>"))
-    odd |= to_flags(pc.equal(batch.column("image"), ""))
     for fault in row_faults(batch, turns).values():
         odd |= fault
     policy.report.read[ENGLISH] += int((~odd).sum())

@@ -134,7 +134,7 @@ def info(
     console.print(
         f"{opened.path}: {summary.num_rows:,} rows, {summary.num_turns:,} turns, "
         f"{summary.num_characters:,} characters; {summary.num_images:,} images, "
-        f"{summary.num_text_only:,} rows without one, "
+        f"{summary.num_text_only:,} rows without one, {summary.num_several:,} with several, "
         f"{summary.num_english_only:,} that stay English\nimages: {opened.image_root.resolve()}"
     )
     for name, counts in (("source", summary.sources), ("task", summary.tasks)):
@@ -169,7 +169,7 @@ def show(
     found = opened.row(index)
     stays = "" if found.translatable else ", stays English"
     console.print(
-        f"row {index}, id {found.id}, image {found.image or 'none'}, source "
+        f"row {index}, id {found.id}, image {', '.join(found.images) or 'none'}, source "
         f"{found.source or '-'}, task {found.task or '-'}{stays}"
     )
     for code in split_names(lang) or opened.languages:

@@ -108,8 +108,8 @@ def _values(corpus: Corpus, lang: str, with_english: bool) -> Iterator[tuple[Any
 def _record(row: Mapping[str, Any], turns: list[dict[str, Any]], lang: str | None) -> Any:
     """Returns a LLaVA record, equal to that of `Sample.to_record`."""
     record = {"id": row["id"]}
-    if row["image"] is not None:
-        record["image"] = row["image"]
+    if image := row["image"] or row["images"]:
+        record["image"] = image
     record["conversations"] = [
         {"from": turn["role"], "value": turn["text"]}
         if turn["supervised"]

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice, zip_longest
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,11 +39,12 @@ from lrm_ext.corpus.columns import (
     batch_of,
     check_sample,
     iter_row_batches,
+    num_images,
     to_flags,
     usable_sample,
 )
 from lrm_ext.corpus.formats import Format
-from lrm_ext.corpus.store import ENGLISH, ROW_SCHEMA, CorpusRow
+from lrm_ext.corpus.store import ENGLISH, ROW_SCHEMA, CorpusRow, batch_images
 from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.languages._toml import load_toml
 
@@ -165,14 +166,14 @@ class ImageFolder:
         self._has_looked = pool is not None
 
     def keep_usable(self, batch: pa.RecordBatch, policy: DropPolicy) -> pa.RecordBatch:
-        """Drops the rows of a batch whose image cannot be used.
+        """Drops the rows of a batch with an image that cannot be used.
 
         Raises:
             DataError: `policy` allows no more dropped rows.
         """
         self._look_for_any(batch)
         is_usable = np.ones(len(batch), dtype=bool)
-        for i, problem in enumerate(self.problems(batch.column("image").to_pylist())):
+        for i, problem in enumerate(self.problems(batch_images(batch))):
             if problem is not None:
                 is_usable[i] = False
                 policy.report.read[ENGLISH] -= 1  # counted again as dropped
@@ -180,22 +181,22 @@ class ImageFolder:
                 policy.drop(SampleError(text, problem.reason, ENGLISH))
         return batch if is_usable.all() else batch.filter(pa.array(is_usable))
 
-    def problems(self, names: Sequence[str | None]) -> list[SampleError | None]:
+    def problems(self, rows: Sequence[tuple[str, ...]]) -> list[SampleError | None]:
         """Opens images, several at a time and each of them once.
 
         Args:
-            names: Paths relative to the root; None for a row without an image.
+            rows: The images of each row, as paths relative to the root.
 
         Returns:
-            What is wrong with each image; None if nothing is.
+            What is wrong with the first bad image of each row; None if nothing is.
         """
         if self._pool is None:
             return []
         if len(self._known) > _MAX_REMEMBERED:
             self._known.clear()
-        new = sorted({name for name in names if name is not None} - self._known.keys())
+        new = sorted({name for names in rows for name in names} - self._known.keys())
         self._known.update(zip(new, self._pool.map(self._problem, new), strict=True))
-        return [None if name is None else self._known[name] for name in names]
+        return [next(filter(None, map(self._known.get, names)), None) for names in rows]
 
     def save_embedded(self, image: Mapping[str, Any], where: str) -> str:
         """Writes an image that is embedded in a table to a file named by a hash of its content.
@@ -253,7 +254,7 @@ class ImageFolder:
         """Warns once if none of the first images exists: then the folder is probably wrong."""
         if self._has_looked:
             return
-        names = batch.column("image").drop_null().slice(0, _NUM_IMAGES_LOOKED_FOR).to_pylist()
+        names = [*chain.from_iterable(batch_images(batch))][:_NUM_IMAGES_LOOKED_FOR]
         self._has_looked = bool(names)
         if names and not any((self.root / name).is_file() for name in names):
             log.warning(
@@ -353,7 +354,7 @@ def import_corpus(
             for batch in row_batches(source, folder, policy):
                 batch = result.rules.apply(folder.keep_usable(batch, policy))
                 writer.append_rows(batch)
-                text_only = batch.filter(batch.column("image").is_null())
+                text_only = batch.filter(pa.array(num_images(batch) == 0))
                 result.rows.update(batch.column("source").to_pylist())
                 result.text_only.update(text_only.column("source").to_pylist())
                 progress(result.rows.total())
@@ -403,17 +404,17 @@ def _record_of(
     prefix: str,
     images: ImageFolder,
 ) -> dict[str, Any]:
-    """Makes a LLaVA record whose image path is relative to the image folder."""
+    """Makes a LLaVA record whose image paths are relative to the image folder."""
     record = source.format.to_record(raw, where, f"{source.path.stem}-{number}")
-    found = record_images(record)
-    if len(found) != 1:
-        return record
-    image = found[0]
-    if isinstance(image, dict):
-        image = images.save_embedded(image, where)
-    elif prefix:
-        image = f"{prefix}/{image}"
-    return {**record, "image": image, "images": None}
+    paths = [
+        images.save_embedded(image, where)
+        if isinstance(image, dict)
+        else f"{prefix}/{image}"
+        if prefix
+        else image
+        for image in record_images(record)
+    ]
+    return {**record, "image": paths, "images": None} if paths else record
 
 
 def _image_prefix(source: ImportSource, images: Path) -> str:

@@ -1,7 +1,7 @@
 """A parallel corpus: English rows and their texts in other languages, aligned by row number.
 
     corpus.toml              sizes, languages and counts; written last
-    rows/00000.arrow …       id, image, source, task, translatable, English turns
+    rows/00000.arrow …       id, image or images, source, task, translatable, English turns
     text/cs/00000.arrow …    the same rows in Czech: turns, status, engine, reason, quality
     text/cs/usable.u32       numbers of the rows that may be sampled in Czech
 
@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from llava.data.sample import Turn
+from llava.data.sample import Turn, images_of
 from llava.errors import ConfigError, DataError
 from llava.files import leaves_folder
 from lrm_ext.languages._toml import convert, load_toml
@@ -48,13 +48,17 @@ _TURNS = pa.list_(
 ROW_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
+        # the image, or several, in the order of their places in the turns
         ("image", pa.string()),
+        ("images", pa.list_(pa.string())),
         ("source", pa.string()),
         ("task", pa.string()),
         ("translatable", pa.bool_()),
         ("turns", _TURNS),
     ]
 )
+# The schema from before a row could have several images.
+OLD_ROW_SCHEMA = ROW_SCHEMA.remove(ROW_SCHEMA.get_field_index("images"))
 # A map, because checks come and go and users add scores of their own.
 TEXT_SCHEMA = pa.schema(
     [
@@ -67,6 +71,8 @@ TEXT_SCHEMA = pa.schema(
 )
 # The schema from before quality scores were stored; such texts have none.
 OLD_TEXT_SCHEMA = TEXT_SCHEMA.remove(TEXT_SCHEMA.get_field_index("quality"))
+# of rows and of texts: old shards are read as new ones, without values in the new column
+_NEW_SCHEMAS = ((OLD_ROW_SCHEMA, ROW_SCHEMA), (OLD_TEXT_SCHEMA, TEXT_SCHEMA))
 NUM_BYTES = 4
 # of quality scores, as many as 32 bits can hold
 _DECIMALS = 4
@@ -85,7 +91,8 @@ class CorpusRow:
 
     Attributes:
         id: Id of the sample, as in the LLaVA JSON it came from.
-        image: Image path relative to the image root of the corpus; None for a text-only row.
+        image: Image path relative to the image root of the corpus, or several in the order of their
+            places in the turns; None for a text-only row.
         source: The dataset it came from; every export keeps it, because licences depend on it.
         task: Kind of question, for statistics.
         translatable: False for rows whose meaning does not survive translation (arithmetic,
@@ -94,11 +101,22 @@ class CorpusRow:
     """
 
     id: str
-    image: str | None
+    image: str | tuple[str, ...] | None
     source: str | None
     task: str | None
     translatable: bool
     turns: tuple[Turn, ...]
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Paths of the images, in the order of their places; empty for a text-only row."""
+        return images_of(self.image)
+
+    def to_arrow(self) -> dict[str, Any]:
+        """Returns the plain values of the Arrow columns."""
+        several = self.images if len(self.images) > 1 else None
+        one = None if several else self.image
+        return {**vars(self), "image": one, "images": several, "turns": [*map(vars, self.turns)]}
 
 
 @dataclass(frozen=True)
@@ -189,8 +207,17 @@ def shard_name(number: int) -> str:
     return f"{number:05d}.arrow"
 
 
+def batch_images(batch: pa.RecordBatch) -> list[tuple[str, ...]]:
+    """Returns the paths of the images of each row of a batch of `ROW_SCHEMA`."""
+    columns = (batch.column(name).to_pylist() for name in ("image", "images"))
+    return [
+        () if one is several is None else (one,) if several is None else tuple(several)
+        for one, several in zip(*columns, strict=True)
+    ]
+
+
 def _row_of(values: Mapping[str, Any]) -> CorpusRow:
-    return msgspec.convert(values, CorpusRow)
+    return msgspec.convert({**values, "image": values["image"] or values["images"]}, CorpusRow)
 
 
 def _text_of(values: Mapping[str, Any]) -> CorpusText | None:
@@ -417,22 +444,21 @@ class Corpus:
         path = self.path / "text" / lang / "usable.u32"
         return RowList(path, self._meta.counts[lang]["usable"])
 
-    def image_path(self, index: int) -> Path | None:
-        """Returns the path of the image of row `index`; None for a text-only row.
+    def image_paths(self, index: int) -> tuple[Path, ...]:
+        """Returns the paths of the images of row `index`, in order; empty for a text-only row.
 
         Raises:
-            DataError: The path is outside the image root.
+            DataError: A path is outside the image root.
         """
         batch, offset = self._locate("rows", index)
-        image = batch.column("image")[offset].as_py()
-        if image is None:
-            return None
-        if leaves_folder(image):
-            raise DataError(
-                f"{self.path}: row {index}: image {image!r} is outside {self.image_root}; "
-                "expected a path below it."
-            )
-        return self.image_root / image
+        (images,) = batch_images(batch.slice(offset, 1))
+        for image in images:
+            if leaves_folder(image):
+                raise DataError(
+                    f"{self.path}: row {index}: image {image!r} is outside {self.image_root}; "
+                    "expected a path below it."
+                )
+        return tuple(self.image_root / image for image in images)
 
     def _check_language(self, lang: str) -> str:
         if lang not in self.languages:
@@ -467,16 +493,19 @@ class Corpus:
                 f"{self.path / folder / shard_name(shard)}: batch {number} has {batch.num_rows} "
                 f"rows, expected {num_rows}. {_DAMAGED}"
             )
-        if batch.schema == OLD_TEXT_SCHEMA:
-            none = pa.nulls(num_rows, TEXT_SCHEMA.field("quality").type)
-            batch = pa.RecordBatch.from_arrays([*batch.columns, none], schema=TEXT_SCHEMA)
+        for old, new in _NEW_SCHEMAS:
+            if batch.schema == old:
+                columns = [
+                    batch.column(f.name) if f in old else pa.nulls(num_rows, f.type) for f in new
+                ]
+                batch = pa.RecordBatch.from_arrays(columns, schema=new)
         return batch
 
     def _open_shard(self, folder: str, number: int) -> pa.RecordBatchFileReader:
         path, meta = self.path / folder / shard_name(number), self._meta
         num_rows = min(meta.rows_per_shard, meta.num_rows - number * meta.rows_per_shard)
         expected = -(-num_rows // meta.rows_per_batch)
-        schemas = (ROW_SCHEMA,) if folder == "rows" else (TEXT_SCHEMA, OLD_TEXT_SCHEMA)
+        schemas = _NEW_SCHEMAS[0 if folder == "rows" else 1]
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
         except FileNotFoundError as error:
@@ -550,10 +579,10 @@ class JoinedCorpus:
         part, own = self._part(index)
         return part.turns(lang, own) if lang in part.languages else None
 
-    def image_path(self, index: int) -> Path | None:
-        """Returns the path of the image of row `index`; see `Corpus.image_path`."""
+    def image_paths(self, index: int) -> tuple[Path, ...]:
+        """Returns the paths of the images of row `index`; see `Corpus.image_paths`."""
         part, own = self._part(index)
-        return part.image_path(own)
+        return part.image_paths(own)
 
     def _part(self, index: int) -> tuple[Corpus, int]:
         if not 0 <= index < len(self):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import chain, zip_longest
 
 import numpy as np
 import pyarrow.compute as pc
 
 from llava.errors import DataError
-from lrm_ext.corpus.store import ENGLISH, Corpus, CorpusRow, CorpusText
+from lrm_ext.corpus.columns import num_images
+from lrm_ext.corpus.store import ENGLISH, Corpus, CorpusRow, CorpusText, batch_images
 
 
 @dataclass
@@ -22,6 +23,7 @@ class Summary:
         num_rows: Number of rows.
         num_text_only: Number of rows without an image.
         num_images: Number of distinct images.
+        num_several: Number of rows with several images.
         num_english_only: Number of rows that are not translated.
         sources: Number of rows by source.
         tasks: Number of rows by task.
@@ -32,6 +34,7 @@ class Summary:
     num_rows: int = 0
     num_text_only: int = 0
     num_images: int = 0
+    num_several: int = 0
     num_english_only: int = 0
     sources: Counter[str] = field(default_factory=Counter)
     tasks: Counter[str] = field(default_factory=Counter)
@@ -48,11 +51,13 @@ def summarize(corpus: Corpus) -> Summary:
     summary = Summary()
     hashes = [np.zeros(0, dtype=np.int64)]  # names would take more memory
     for batch in corpus.row_batches():
-        images = batch.column("image").drop_null().to_pylist()
+        numbers = num_images(batch)
+        images = [*chain.from_iterable(batch_images(batch))]
         texts = pc.struct_field(batch.column("turns").flatten(), "text")
         hashes.append(np.fromiter(map(hash, images), np.int64, len(images)))
         summary.num_rows += len(batch)
-        summary.num_text_only += len(batch) - len(images)
+        summary.num_text_only += int((numbers == 0).sum())
+        summary.num_several += int((numbers > 1).sum())
         summary.num_english_only += batch.column("translatable").to_pylist().count(False)
         summary.sources.update(name or "-" for name in batch.column("source").to_pylist())
         summary.tasks.update(name or "-" for name in batch.column("task").to_pylist())
@@ -152,7 +157,7 @@ def _row_differences(left: Corpus, right: Corpus) -> Iterator[RowDifference]:
 def _shown(row: CorpusRow | None) -> str | None:
     if row is None:
         return None
-    about = [row.image or "no image", row.source or "-", row.task or "-"]
+    about = [", ".join(row.images) or "no image", row.source or "-", row.task or "-"]
     return f"[{', '.join(about)}{'' if row.translatable else ', English only'}] {_said(row)}"
 
 

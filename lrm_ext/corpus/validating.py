@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.data.sample import DropPolicy, SampleError
+from llava.data.sample import MAX_IMAGES, DropPolicy, SampleError
 from lrm_ext.corpus.columns import Flags, Turns, row_faults, to_flags
 from lrm_ext.corpus.importing import NUM_THREADS, ImageFolder, ImportSource, row_batches
-from lrm_ext.corpus.store import Corpus
+from lrm_ext.corpus.store import Corpus, batch_images
 from lrm_ext.corpus.writer import CorpusWriter
 
 MAX_EXAMPLES = 5
@@ -39,11 +39,11 @@ UNUSABLE = {
     "turn_order": "turns that do not alternate, beginning with human",
     "unknown_role": "a turn that is neither human nor gpt",
     "empty_turn": "a turn without text",
-    "several_images": "a record with several images",
+    "too_many_images": f"a record with more than {MAX_IMAGES} images",
     "video": "a record with a video",
     "audio": "a record with audio",
     "system_prompt": "a record with a system prompt of its own",
-    "image_mismatch": "<image> without an image, or not exactly one <image> with an image",
+    "image_mismatch": "<image> without an image, or not one <image> for each image",
     "outside_root": "an image path outside the image folder",
     "other_language": "a record in another language than English",
     "invalid_utf8": "a byte that is not UTF-8",
@@ -186,7 +186,7 @@ def _of_rows(batch: pa.RecordBatch, images: ImageFolder) -> dict[str, Flags]:
     found = row_faults(batch, turns)
     found["ends with a question"] = turns.sizes % 2 == 1
     found |= _of_texts(turns)
-    for i, problem in enumerate(images.problems(batch.column("image").to_pylist())):
+    for i, problem in enumerate(images.problems(batch_images(batch))):
         if problem is not None:
             flags = found.setdefault(problem.reason, np.zeros(len(batch), dtype=bool))
             flags[i] = True
@@ -203,14 +203,14 @@ def _of_texts(turns: Turns) -> dict[str, Flags]:
 
 
 def _hashes(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
-    """Hashes the id, the image with the first question, and the whole of each row."""
+    """Hashes the id, the images with the first question, and the whole of each row."""
     found = np.empty((3, len(batch)), dtype=np.int64)
     texts = pa.ListArray.from_arrays(
         pa.array(batch.column("turns").offsets), batch.column("turns").values.field("text")
     )
-    columns = (batch.column("id"), batch.column("image"), texts)
-    for i, (name, image, said) in enumerate(zip(*(c.to_pylist() for c in columns), strict=True)):
-        found[:, i] = hash(name), hash((image, *said[:1])), hash((image, *said))
+    columns = (batch.column("id").to_pylist(), batch_images(batch), texts.to_pylist())
+    for i, (name, images, said) in enumerate(zip(*columns, strict=True)):
+        found[:, i] = hash(name), hash((images, *said[:1])), hash((images, *said))
     return found
 
 
@@ -228,7 +228,7 @@ def _repeated(corpus: Corpus, hashes: npt.NDArray[np.int64], findings: Findings)
     same = said[order[1:]] == said[order[:-1]]
     _note_pairs(corpus, findings, "repeated row", order, np.flatnonzero(same_question & same))
     otherwise = np.flatnonzero(same_question & ~same)
-    has_image = np.array([corpus.row(int(order[i])).image is not None for i in otherwise], bool)
+    has_image = np.array([bool(corpus.row(int(order[i])).images) for i in otherwise], bool)
     _note_pairs(corpus, findings, "same image, same question", order, otherwise[has_image])
 
 

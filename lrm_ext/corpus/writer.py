@@ -158,7 +158,7 @@ class CorpusWriter:
         }
         for lang, text in given.items():
             self._check_text(row, lang, text)
-        self._rows.records.append({**vars(row), "turns": [*map(vars, row.turns)]})
+        self._rows.records.append(row.to_arrow())
         for lang, file in self._texts.items():
             file.records.append(self._text_record(row, lang, given.get(lang)))
         self._advance(1)

@@ -10,18 +10,20 @@ format; or, given a reply of a model, its parts. An instruction applies to a who
 because switching languages within one would train the confusion that the paper wants to avoid.
 `lrm_ext.mixture` decides which sample gets which instruction.
 
-A human turn consists of `<image>` (at the beginning or at the end), the question, and a
-response-format prompt such as "Answer the question using a single word or phrase." As in LLaVA's
-training, the format prompt stays last, so an instruction goes before it; the image stays in place.
+A human turn consists of `<image>` (at the beginning or at the end, once or several times), the
+question, in which there may be further ones, and a response-format prompt such as "Answer the
+question using a single word or phrase." As in LLaVA's training, the format prompt stays last, so an
+instruction goes before it; the images stay in place.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import Sample, Turn
 from llava.errors import ConfigError, DataError
 from lrm_ext.languages.registry import Language, get_language
@@ -29,7 +31,7 @@ from lrm_ext.languages.registry import Language, get_language
 if TYPE_CHECKING:
     from lrm_ext.corpus.store import CorpusRow
 
-_HUMAN_TURN = re.compile(r"(<image>\n?|)(.*?)(\n?<image>|)", re.DOTALL)
+_HUMAN_TURN = re.compile(r"((?:<image>[ \n]?)*)(.*?)((?:[ \n]?<image>)*)", re.DOTALL)
 ENGLISH = "en"
 TO_EN = "to_en"
 FROM_EN = "from_en"
@@ -40,10 +42,10 @@ class HumanText:
     """The parts of a human turn; `str()` joins them again.
 
     Attributes:
-        head: `<image>` with its newline if the turn begins with it, else "".
+        head: `<image>` with its newline, or several, if the turn begins with it, else "".
         question: The question, which may have several lines.
         format_prompt: The response-format prompt, or "".
-        tail: `<image>` with the newline before it if the turn ends with it, else "".
+        tail: `<image>` with the newline before it, or several, if the turn ends with it, else "".
     """
 
     head: str
@@ -87,6 +89,27 @@ def insert_instruction(text: str, instruction: str, format_prompts: Collection[s
     parts = split_human_text(text, format_prompts)
     question = f"{parts.question}\n{instruction}" if parts.question else instruction
     return str(replace(parts, question=question))
+
+
+def name_images(texts: Sequence[str]) -> list[str]:
+    r"""Names images inside the questions of a conversation, for replies, which hold no images.
+
+    Example:
+        >>> name_images(["<image>\nA duck?", "Yes.", "Is it the one in <image>?"])
+        ['<image>\nA duck?', 'Yes.', 'Is it the one in image 2?']
+    """
+    named: list[str] = []
+    number = 0
+    for text in texts:
+        match = _HUMAN_TURN.fullmatch(text)
+        assert match is not None  # the pattern matches every text
+        head, body, tail = match.groups()
+        number += head.count(DEFAULT_IMAGE_TOKEN)
+        first, *rest = body.split(DEFAULT_IMAGE_TOKEN)
+        body = first + "".join(f"image {number + i}{text}" for i, text in enumerate(rest, start=1))
+        number += len(rest) + tail.count(DEFAULT_IMAGE_TOKEN)
+        named.append(head + body + tail)
+    return named
 
 
 @dataclass(frozen=True)
@@ -189,6 +212,7 @@ class Instruction:
                 f"{len(row.turns)} turns, found {found}."
             )
         language = get_language(lang)
+        spoken = name_images([turn.text for turn in row.turns])
         questions = row.turns if direction == FROM_EN else turns
         answers = row.turns if direction == TO_EN else turns
         made: list[Turn] = []
@@ -197,7 +221,7 @@ class Instruction:
                 made.append(Turn("human", self.write_prompt(question.text, language, direction)))
                 continue
             try:
-                text = self.write_reply(row.turns[i - 1].text if i else "", answer.text, language)
+                text = self.write_reply(spoken[i - 1] if i else "", answer.text, language)
             except DataError as error:
                 raise DataError(f"row {row.id!r}, turn {i}, {self.name}: {error}") from error
             made.append(Turn("gpt", text, answer.supervised))

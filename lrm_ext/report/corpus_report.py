@@ -341,15 +341,16 @@ def visible(text: str) -> str:
 def _thumbnails(stats: CorpusStats) -> dict[str, str | None]:
     """Returns small images of the examples by name, as `data:` URLs; None for one that is gone."""
     examples = [e for found in stats.languages for e in (*found.kept, *found.faulty)]
-    numbers = {e.row.image: e.index for e in examples if e.row.image is not None}
-    return {name: _thumbnail(stats.corpus, index) for name, index in numbers.items()}
+    return {
+        name: _thumbnail(stats.corpus, e.index, place)
+        for e in examples
+        for place, name in enumerate(e.row.images)
+    }
 
 
-def _thumbnail(corpus: Corpus, index: int) -> str | None:
+def _thumbnail(corpus: Corpus, index: int, place: int) -> str | None:
     try:
-        path = corpus.image_path(index)
-        assert path is not None
-        image = open_image(path)
+        image = open_image(corpus.image_paths(index)[place])
     except DataError as error:
         log.warning("%s", error)
         return None

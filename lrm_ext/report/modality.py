@@ -282,23 +282,24 @@ def draw_samples(corpus: Corpus, languages: Sequence[str], num: int, seed: int) 
             f"{corpus.path} has no {', '.join(lacking)}; it has {', '.join(corpus.languages)}"
         )
     left_out: Counter[str] = Counter()
-    chosen: dict[Path, tuple[int, dict[str, str]]] = {}
+    chosen: dict[tuple[Path, ...], tuple[int, dict[str, str]]] = {}
     seen_texts: set[str] = set()
     for index in Permutation(len(corpus), (seed, 0)):
-        image = corpus.image_path(index)
+        images = corpus.image_paths(index)
         turns = {lang: corpus.turns(lang, index) for lang in languages}
         found = {lang: _text_of(own) for lang, own in turns.items() if own is not None}
         reasons = {
-            "no image": image is None,
+            "no image": not images,
+            "several images": len(images) > 1,
             "not in every language": len(found) < len(languages),
-            "image drawn before": image in chosen,
+            "image drawn before": images[:1] in chosen,
             "text drawn before": found.get(ENGLISH) in seen_texts,
         }
         reason = next((reason for reason, holds in reasons.items() if holds), None)
-        if reason is not None or image is None:
-            left_out[str(reason)] += 1
+        if reason is not None:
+            left_out[reason] += 1
             continue
-        chosen[image] = index, found
+        chosen[images] = index, found
         seen_texts.add(found[ENGLISH])
         if len(chosen) == num:
             break
@@ -308,7 +309,7 @@ def draw_samples(corpus: Corpus, languages: Sequence[str], num: int, seed: int) 
         )
     texts = {lang: tuple(found[lang] for _, found in chosen.values()) for lang in languages}
     rows = tuple(index for index, _ in chosen.values())
-    return Samples(rows, tuple(chosen), texts, dict(left_out))
+    return Samples(rows, tuple(path for (path,) in chosen), texts, dict(left_out))
 
 
 def _text_of(turns: Sequence[Turn]) -> str:

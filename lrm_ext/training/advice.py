@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 
+from lrm_ext.corpus.columns import num_images
 from lrm_ext.corpus.store import AnyCorpus, parts_of
 from lrm_ext.mixture.order import Mixture
 
@@ -52,8 +53,4 @@ def warn_of_no_images(has_images: bool, where: str) -> None:
 
 
 def _has_images(corpus: AnyCorpus) -> bool:
-    return any(
-        batch.column("image").null_count < batch.num_rows
-        for part in parts_of(corpus)
-        for batch in part.row_batches()
-    )
+    return any(num_images(batch).any() for part in parts_of(corpus) for batch in part.row_batches())

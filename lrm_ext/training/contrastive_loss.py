@@ -24,7 +24,8 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import Turn
 from llava.errors import ConfigError
-from lrm_ext.corpus.store import AnyCorpus
+from lrm_ext.corpus.columns import num_images
+from lrm_ext.corpus.store import AnyCorpus, parts_of
 from lrm_ext.instructions.registry import ENGLISH
 from lrm_ext.training.dataset import EncodedItem
 
@@ -38,9 +39,18 @@ class Renderings:
     Args:
         corpus: Corpus of the mixture.
         tokenizer: The model's tokenizer.
+
+    Raises:
+        ConfigError: A row has several images, of which none is the image of its text.
     """
 
     def __init__(self, corpus: AnyCorpus, tokenizer: Any) -> None:
+        batches = (batch for part in parts_of(corpus) for batch in part.row_batches())
+        if any((num_images(batch) > 1).any() for batch in batches):
+            raise ConfigError(
+                f"--alignment_loss compares a sample's text with its image, but {corpus.path} has "
+                "rows with several images: leave it out"
+            )
         self.corpus = corpus
         self.tokenizer = tokenizer
 
@@ -53,8 +63,8 @@ class Renderings:
         english = self.corpus.row(encoded.row).turns
         native = english if lang == ENGLISH else self.corpus.turns(lang, encoded.row)
         assert native is not None, "the mixture draws only rows that have text"
-        path = self.corpus.image_path(encoded.row)
-        number = -1 if path is None else zlib.crc32(str(path).encode())
+        paths = self.corpus.image_paths(encoded.row)
+        number = zlib.crc32(str(paths[0]).encode()) if paths else -1
         texts = {"english": self._ids(english), "native": self._ids(native)}
         return {**texts, "image_number": number}
 

@@ -33,7 +33,14 @@ from llava.errors import ConfigError
 from llava.files import write_atomically
 from llava.train.arguments import DataContext, refuse
 from llava.train.train import NamedCollator, default_data_module
-from lrm_ext.corpus.store import ENGLISH, AnyCorpus, Corpus, JoinedCorpus, parts_of
+from lrm_ext.corpus.store import (
+    ENGLISH,
+    AnyCorpus,
+    Corpus,
+    JoinedCorpus,
+    batch_images,
+    parts_of,
+)
 from lrm_ext.languages.templates import in_language
 from lrm_ext.mixture.order import Mixture
 from lrm_ext.mixture.spec import MixtureSpec
@@ -306,7 +313,7 @@ def _features(
     if arguments.feature_cache in (WITH_CACHE, AUTO_CACHE):
         root = corpus.path.resolve().parent / FEATURE_DIR
     args = context.training_args
-    paths = [path for i in range(len(corpus)) if (path := corpus.image_path(i)) is not None]
+    paths = [path for i in range(len(corpus)) for path in corpus.image_paths(i)]
     # the first process of a machine computes them, the others read them
     with args.main_process_first(desc="vision features"):
         cache = FeatureCache(root, tower, loader, arguments.feature_cache_dtype)
@@ -339,10 +346,11 @@ class CorpusPart(Corpus):
     def rows(self) -> npt.NDArray[np.uint32]:
         """Row numbers in the whole corpus, ascending."""
         chosen = [
-            is_held_out(image if image is not None else row_id, self.share) == self.is_held_out
+            # of several images the first decides
+            is_held_out(images[0] if images else row_id, self.share) == self.is_held_out
             for batch in self.whole.row_batches()
-            for image, row_id in zip(
-                batch.column("image").to_pylist(), batch.column("id").to_pylist(), strict=True
+            for images, row_id in zip(
+                batch_images(batch), batch.column("id").to_pylist(), strict=True
             )
         ]
         return np.flatnonzero(chosen).astype(np.uint32)

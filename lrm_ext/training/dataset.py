@@ -257,8 +257,8 @@ class MixtureDataset(Dataset[dict[str, Any]]):
             name = self._images.entry
             self.sample_losses.count(READ, encoded.lang)
             try:
-                path = self.mixture.corpus.image_path(encoded.row) if encoded.has_image else None
-                item[name] = self._images.empty if path is None else self._images(path)
+                paths = self.mixture.corpus.image_paths(encoded.row) if encoded.has_image else ()
+                item[name] = self._images(paths[0]) if paths else self._images.empty
             except DataError as error:
                 item[name] = self._images.empty
                 # a replacement would come twice in the epoch

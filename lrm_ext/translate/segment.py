@@ -292,8 +292,8 @@ def plan_row(row: CorpusRow, target: str) -> RowPlan:
     """
     turns: list[tuple[Part, ...]] = []
     options: list[tuple[Unit, ...]] = []
-    folder = row.image.split("/", 1)[0] if row.image and "/" in row.image else None
-    origins = {name.lower() for name in (row.source, row.task, folder) if name}
+    folders = (image.split("/", 1)[0] for image in row.images if "/" in image)
+    origins = {name.lower() for name in (row.source, row.task, *folders) if name}
     keeps_answers = not SEEN_TEXT.isdisjoint(origins)
     question = ""
     for turn in row.turns:
@@ -337,8 +337,8 @@ def build_texts(
             about a row's language and nothing about the engine.
 
     Returns:
-        The texts. The status is "rejected" if a unit has no translation or two options became
-        equal; else it is that of the check.
+        The texts. The status is "rejected" if a unit has no translation, a turn has not the places
+        of images that it has in English, or two options became equal; else it is that of the check.
     """
     texts = [build_text(plan, translations) for plan in plans]
     if check is not None:
@@ -357,7 +357,7 @@ def build_text(plan: RowPlan, translations: Mapping[Unit, Translated]) -> Corpus
     engines = {result.engine for result in results if result.text is not None}
     faults = [r.reason or "engine: no answer" for r in results if r.text is None]
     same = [_same_options(units, translations) for units in plan.options]
-    faults = list(dict.fromkeys([*faults, *(f"options: {found}" for found in same if found)]))
+    faults += [f"options: {found}" for found in same if found]
 
     def said(part: Part) -> str:
         if isinstance(part, str):
@@ -369,6 +369,13 @@ def build_text(plan: RowPlan, translations: Mapping[Unit, Translated]) -> Corpus
         Turn(turn.role, "".join(map(said, parts)), turn.supervised)
         for turn, parts in zip(plan.row.turns, plan.turns, strict=True)
     ]
+    # of a table's answer nobody has looked at the placeholders yet
+    for number, pair in enumerate(zip(plan.row.turns, turns, strict=True), start=1):
+        wanted, found = (turn.text.count(DEFAULT_IMAGE_TOKEN) for turn in pair)
+        if found != wanted:
+            at = f"turn {number}: {found} {DEFAULT_IMAGE_TOKEN}, expected {wanted}"
+            faults.append(f"structure: {at}")
+    faults = list(dict.fromkeys(faults))
     return CorpusText(
         turns=tuple(turns),
         status="rejected" if faults else "ok",

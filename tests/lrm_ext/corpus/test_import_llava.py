@@ -44,7 +44,7 @@ def test_english_alone(tmp_path: Path, lines: bool) -> None:
     assert [corpus.row(i).source for i in (0, 1)] == ["unit", "gqa"]
     assert [corpus.row(i).translatable for i in (0, 1)] == [False, True]
     assert corpus.row(0).task == "vqa"
-    assert corpus.image_path(1) == Path("/pictures/1.jpg")
+    assert corpus.image_paths(1) == (Path("/pictures/1.jpg"),)
     assert corpus.turns("en", 0)[0].text == "<image>\nDuck?"  # type: ignore[index]
 
 

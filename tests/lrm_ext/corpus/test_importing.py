@@ -78,7 +78,7 @@ def test_llava_records(tmp_path: Path, name: str) -> None:
     assert [row.source for row in rows] == ["a", "a", "a", "gqa"]
     assert [len(row.turns) for row in rows] == [2, 4, 2, 2]
     assert rows[2].turns[0].text == "What?"
-    assert corpus.image_path(0) is not None and corpus.image_path(0).parent.resolve() == tmp_path  # type: ignore[union-attr]
+    assert corpus.image_paths(0)[0].parent.resolve() == tmp_path
 
 
 words = st.text('ab\n<>,{}[]"\\ č只', max_size=6).map(lambda text: text + "x")
@@ -108,6 +108,12 @@ odd_records = st.one_of(
     st.just({"id": "m", "system": "z", "conversations": talk("x", "y")}),
     st.just({"id": "f", "system": "", "videos": [], "conversations": talk("x", "y")}),
     st.just({"id": "d", "images": ["1.png", "2.png"], "conversations": talk("<image>", "x")}),
+    st.just(
+        {"id": "i", "image": ["1.png", "2.png"], "conversations": talk("<image> <image>", "x")}
+    ),
+    st.just({"id": "j", "image": ["1.png", "2.png"], "conversations": talk("<image>", "x")}),
+    st.just({"id": "k", "image": ["1.png", ""], "conversations": talk("<image>", "x")}),
+    st.just({"id": "z", "image": ["1.png", "../2"], "conversations": talk("<image><image>", "x")}),
     st.just(
         {
             "images": ["1.png"],

@@ -43,7 +43,7 @@ def test_rows_and_texts_come_back_across_shards(tmp_path: Path) -> None:
         assert corpus.turns("en", i) == make_row(i).turns
     assert corpus.turns("cs", 12) == czech(12)
     assert corpus.turns("hr", 12) is None
-    assert corpus.image_path(9) == tmp_path / "corpus" / "images" / "9.jpg"
+    assert corpus.image_paths(9) == (tmp_path / "corpus" / "images" / "9.jpg",)
 
 
 def test_only_accepted_text_is_returned_and_counted(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_travels_to_a_worker(tmp_path: Path) -> None:
 def test_image_root_can_be_elsewhere(tmp_path: Path) -> None:
     write(tmp_path / "corpus")
     corpus = Corpus.open(tmp_path / "corpus", image_root="/pictures")
-    assert corpus.image_path(1) == Path("/pictures/1.jpg")
+    assert corpus.image_paths(1) == (Path("/pictures/1.jpg"),)
 
 
 def test_text_only_row_and_empty_corpus(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_text_only_row_and_empty_corpus(tmp_path: Path) -> None:
         writer.append(CorpusRow("x", None, None, None, True, turns), {"en": turns})
     corpus = Corpus.open(tmp_path / "a")
     assert corpus.row(0).image is None
-    assert corpus.image_path(0) is None
+    assert corpus.image_paths(0) == ()
     with CorpusWriter(tmp_path / "b", ["cs"]):
         pass
     assert len(Corpus.open(tmp_path / "b")) == 0

@@ -31,8 +31,7 @@ def test_corpora_have_every_row_in_every_language(root: Path, name: str) -> None
     row = corpus.row(3)
     assert row.id == "train-000003" and row.turns[0].text.startswith("<image>\n")
     for index in range(LIMIT):
-        path = corpus.image_path(index)
-        assert path is not None
+        (path,) = corpus.image_paths(index)
         with Image.open(path) as image:
             assert (image.size, image.format) == ((128, 128), "JPEG")
         assert corpus.row(index).id.startswith("train-")

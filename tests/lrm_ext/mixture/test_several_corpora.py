@@ -142,8 +142,8 @@ def test_it_travels_to_workers_and_knows_its_pictures(root: Path) -> None:
     assert [copy.draw(i) for i in range(20)] == [mixture.draw(i) for i in range(20)]
     joined = mixture.corpus
     assert isinstance(joined, JoinedCorpus)
-    assert joined.image_path(47) == root / "big" / "big_images" / "47.jpg"
-    assert joined.image_path(48) == root / "tiny" / "tiny_images" / "0.jpg"
+    assert joined.image_paths(47) == (root / "big" / "big_images" / "47.jpg",)
+    assert joined.image_paths(48) == (root / "tiny" / "tiny_images" / "0.jpg",)
     assert joined.turns("de", 0) is None
     assert joined.languages == ("en", "cs", "hr", "de")
     assert len(parts_of(joined)) == 2

@@ -118,7 +118,7 @@ def test_no_answer_means_no_sample(make, monkeypatch):
 
 
 def break_picture(chats, row):
-    path = chats.image_path(row)
+    path = chats.image_paths(row)[0]
     path.write_bytes(path.read_bytes()[:40])
 
 
@@ -149,21 +149,21 @@ def test_a_tolerated_broken_picture_keeps_its_place(make, chats, caplog):
 
 
 def test_a_path_that_leaves_the_image_folder_is_counted_alike(make, chats, monkeypatch):
-    image_path = Corpus.image_path
+    image_paths = Corpus.image_paths
 
     def leaves(corpus, index):
         if index == 3:
             raise DataError("image '../3.png' is outside")
-        return image_path(corpus, index)
+        return image_paths(corpus, index)
 
-    monkeypatch.setattr(Corpus, "image_path", leaves)
+    monkeypatch.setattr(Corpus, "image_paths", leaves)
     dataset = make(rate=0.2)
     assert len([dataset[i] for i in range(len(dataset))]) == len(dataset)
     assert dataset.sample_losses.number("broken image") == 2
 
 
 def test_damage_of_any_format_is_counted(make, chats, damaged_image):
-    chats.image_path(3).write_bytes(damaged_image)
+    chats.image_paths(3)[0].write_bytes(damaged_image)
     dataset = make(rate=0.2)
     assert len([dataset[i] for i in range(len(dataset))]) == len(dataset)
     assert dataset.sample_losses.number("broken image") == 2
@@ -173,9 +173,9 @@ def test_with_a_feature_cache_a_broken_picture_is_counted_alike(make, chats, tmp
     before = make(rate=0.2)
     plain = [before[i]["labels"] for i in range(len(before))]
     break_picture(chats, 3)
-    chats.image_path(5).unlink()
+    chats.image_paths(5)[0].unlink()
     loader = ImageLoader(tiny_tower.image_processor, "pad")
-    paths = [chats.image_path(row) for row in range(NUM_ROWS)]
+    paths = [chats.image_paths(row)[0] for row in range(NUM_ROWS)]
     cache = FeatureCache(tmp_path / "cache", tiny_tower, loader, "float32")
     with pytest.raises(DataError, match=r"3\.png: the image cannot be read"):
         cache.add(paths, tiny_tower)
@@ -196,7 +196,7 @@ def test_with_a_feature_cache_a_broken_picture_is_counted_alike(make, chats, tmp
         for i in range(len(strict)):
             strict[i]
     # mended, it is read at the next opening
-    Image.new("RGB", (9, 9)).save(chats.image_path(3))
+    Image.new("RGB", (9, 9)).save(chats.image_paths(3)[0])
     assert cache.add(paths, tiny_tower, tolerates_broken=True) == 1
     assert cache(paths[3]).shape == cache.feature_shape
 

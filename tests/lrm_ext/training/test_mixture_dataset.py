@@ -107,7 +107,7 @@ def test_a_mixture_of_which_nothing_fits_ends(make):
 def test_cached_features_replace_pictures(make, corpus, tiny_tower, tmp_path):
     loader = ImageLoader(tiny_tower.image_processor, "pad")
     cache = FeatureCache(tmp_path, tiny_tower, loader, "float16")
-    paths = [path for i in range(len(corpus)) if (path := corpus.image_path(i))]
+    paths = [path for i in range(len(corpus)) for path in corpus.image_paths(i)]
     cache.add(paths, tiny_tower)
     item = make(images=cache)
     kinds = {bool(item[i]["image_features"].any()) for i in range(24)}
@@ -128,7 +128,6 @@ def test_pictures_travel_as_bytes(make, corpus, tiny_tower):
     for i in range(24):
         item = dataset[i]
         assert item["image"].dtype == torch.uint8
-        path = corpus.image_path(dataset.encoded(i).row)
-        if path is not None:
+        for path in corpus.image_paths(dataset.encoded(i).row):
             floats = process_images([open_image(path)], processor, settings)
             assert torch.equal(tiny_tower(item["image"][None]), tiny_tower(floats))

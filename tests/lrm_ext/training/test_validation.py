@@ -29,8 +29,8 @@ def test_a_picture_is_on_one_side_with_all_its_rows(corpus):
         for lang in ("en", "hr"):
             for index in part.usable_rows(lang):
                 assert part.turns(lang, int(index)) is not None
-        assert [part.image_path(i) for i in range(len(part))] == [
-            part.image_root / row.image if row.image else None for row in rows
+        assert [part.image_paths(i) for i in range(len(part))] == [
+            tuple(part.image_root / image for image in row.images) for row in rows
         ]
     assert not sides[0] & sides[1]
     assert len({part.fingerprint() for part in (corpus, trained, held_out)}) == 3
