@@ -146,7 +146,7 @@ class _Record(msgspec.Struct, gc=False):
 
     id: str | int
     turns: list[_Turn] = msgspec.field(name="conversations")
-    image: str | list[str] | None = None
+    image: str | tuple[str, ...] | None = None
     lang: str | None = None
     source: str | None = None
     task: str | None = None
@@ -158,10 +158,6 @@ class _Record(msgspec.Struct, gc=False):
     audio: _Nothing = None
     audios: _Nothing = None
     system: _Nothing = None
-
-    @property
-    def images(self) -> Sequence[str]:
-        return images_of(self.image)
 
 
 # Keys: whether the records are in an array.
@@ -222,11 +218,16 @@ def batch_of(samples: Sequence[Sample | _Record], source: str | None = None) -> 
     """Builds rows of samples, all translatable; `source` is for those that name none."""
     turns = [turn for sample in samples for turn in sample.turns]
     ends = np.cumsum([len(sample.turns) for sample in samples], dtype=np.int32)
-    images = [sample.images for sample in samples]
+    images: list[Any] = [sample.image for sample in samples]
+    several: list[Any] = [None] * len(samples)
+    if not all(image is None or type(image) is str for image in images):
+        paths = [images_of(image) for image in images]
+        images = [own[0] if len(own) == 1 else None for own in paths]
+        several = [own if len(own) > 1 else None for own in paths]
     columns: list[list[Any]] = [
         [sample.id if type(sample.id) is str else str(sample.id) for sample in samples],
-        [paths[0] if len(paths) == 1 else None for paths in images],
-        [paths if len(paths) > 1 else None for paths in images],
+        images,
+        several,
         [sample.source or source for sample in samples],
         [sample.task for sample in samples],
         [True] * len(samples),
@@ -313,12 +314,15 @@ def _check_together(
     odd = np.array(
         [
             record.lang not in (None, ENGLISH)
-            or len(record.images) > MAX_IMAGES
-            or not all(record.images)
+            or (
+                type(record.image) is tuple
+                and not (all(record.image) and len(record.image) <= MAX_IMAGES)
+            )
             for record in records
         ],
         dtype=bool,
     )
+    odd |= to_flags(pc.equal(batch.column("image"), ""))
     odd |= (turns.sizes < 2) | turns.any(turns.matching("<video>|<audio>"))
     for fault in row_faults(batch, turns).values():
         odd |= fault
