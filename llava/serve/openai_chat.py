@@ -200,6 +200,25 @@ class Message(_Cacheable):
         """Returns all text, one part a line."""
         return "\n".join(part.text for part in self.content or () if isinstance(part, TextPart))
 
+    def placed_text(self) -> str:
+        """Returns the text with `<image>` for each image.
+
+        A single image comes before the text, several stand where they are among its parts, as in
+        training. A part begins a new line unless there is a blank between it and the one before.
+        """
+        num_images = len(self.image_urls())
+        if num_images < 2:
+            return f"{DEFAULT_IMAGE_TOKEN}\n" * num_images + self.text()
+        parts = (
+            part.text if isinstance(part, TextPart) else DEFAULT_IMAGE_TOKEN
+            for part in self.content or ()
+        )
+        text = next(parts)
+        for part in parts:
+            has_blank = text[-1:].isspace() or part[:1].isspace()
+            text += part if has_blank else "\n" + part
+        return text
+
     def image_urls(self) -> list[tuple[int, str]]:
         """Returns the position and the URL of each image."""
         return [
@@ -491,8 +510,8 @@ async def read_images(messages: Sequence[Message], limits: ImageLimits) -> list[
 def build_prompt(conversation: Conversation, messages: Sequence[Message]) -> str:
     """Writes messages into a template.
 
-    The images of a message come before its text, as in training. System messages replace the
-    template's own. Answers without text are left out. Successive messages of one role become one.
+    For images see `Message.placed_text`. System messages replace the template's own. Answers
+    without text are left out. Successive messages of one role become one.
 
     Args:
         conversation: A new conversation, which is filled.
@@ -514,7 +533,7 @@ def build_prompt(conversation: Conversation, messages: Sequence[Message]) -> str
         tag = re.match(r"<.*\n+", conversation.system) if is_tagged and not writes_itself else None
         conversation.system = (tag[0] if tag else "") + "\n".join(system)
     turns = [
-        (is_answer, f"{DEFAULT_IMAGE_TOKEN}\n" * len(message.image_urls()) + message.text())
+        (is_answer, message.placed_text())
         for message in messages
         if (is_answer := message.role == "assistant") or message.role == "user"
     ]

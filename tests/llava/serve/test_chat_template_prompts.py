@@ -69,3 +69,20 @@ def test_the_command_line_keeps_the_history(make_engine, picture):
     assert engine.model.calls[1]["prompt"].endswith(
         "assistant\nYes.<|im_end|>\n<|im_start|>user\nTwo?<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+def test_several_images_stay_among_the_texts_of_a_message():
+    url = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+
+    def prompt_of(*parts):
+        content = [url if part is None else {"type": "text", "text": part} for part in parts]
+        conv = get_conversation("vicuna_v1")
+        prompt = build_prompt(conv, [Message(role="user", content=content)])
+        return prompt.partition("USER: ")[2].removesuffix(" ASSISTANT:")
+
+    assert prompt_of("What?", None) == "<image>\nWhat?", "a single one comes first, as in training"
+    assert prompt_of(None, None, "Equal?") == "<image>\n<image>\nEqual?"
+    assert prompt_of("First:", None, "Second:", None) == "First:\n<image>\nSecond:\n<image>"
+    assert prompt_of("Is ", None, " as dark as ", None, " here?") == (
+        "Is <image> as dark as <image> here?"
+    )
