@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+NEW_BASES = {
+    "aya-expanse-8b-siglip2": "CohereLabs/aya-expanse-8b",
+    "eurollm-9b-siglip2": "utter-project/EuroLLM-9B-Instruct",
+    "gemma3-4b-siglip2": "google/gemma-3-4b-it",
+    "qwen3-8b-siglip2": "Qwen/Qwen3-8B",
+    "smollm3-3b-siglip2": "HuggingFaceTB/SmolLM3-3B",
+}
 PRESETS = (
+    *NEW_BASES,
+    *(f"{name}-lora" for name in NEW_BASES),
     "llama2-13b",
     "llama3-8b",
     "mini",
@@ -198,6 +207,28 @@ def test_large_presets_have_the_settings_of_the_paper(preset: str, version: str)
             "deepspeed": zero,
         }
         assert {name: flags[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("preset", NEW_BASES)
+def test_presets_of_new_bases_have_the_settings_of_llava(preset: str) -> None:
+    shared = {
+        "model_name_or_path": NEW_BASES[preset],
+        "vision_tower": "google/siglip2-so400m-patch14-384",
+        "version": "auto",
+    }
+    for stage, of_llava in (("pretrain", "pretrain"), ("finetune", "finetune")):
+        names = ("learning_rate", "per_device_train_batch_size", "model_max_length", "warmup_ratio",
+                 "lr_scheduler_type", "weight_decay", "num_train_epochs")  # fmt: skip
+        _, flags = dry_run(f"lrm_{stage}", PRESET=preset, NUM_GPUS="8")
+        expected = {**{name: RECIPES[of_llava][name] for name in names}, **shared}
+        assert {name: flags[name] for name in expected} == expected
+        _, adapters = dry_run(f"lrm_{stage}", PRESET=f"{preset}-lora", NUM_GPUS="1")
+        assert {name: adapters[name] for name in shared} == shared
+        assert "deepspeed" in flags and "deepspeed" not in adapters
+        step = ("per_device_train_batch_size", "gradient_accumulation_steps")
+        one, eight = (int(f[step[0]]) * int(f[step[1]]) for f in (adapters, flags))
+        assert one == 8 * eight
+        assert adapters.get("lora_enable") == ("True" if stage == "finetune" else None)
 
 
 @pytest.mark.parametrize("script", ["lrm_finetune", "finetune", "finetune_lora"])

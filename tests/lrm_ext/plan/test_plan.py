@@ -79,6 +79,23 @@ def test_parameters_are_those_that_transformers_counts(name):
     assert shape.num_image_tokens == 576
 
 
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("Qwen/Qwen3-8B", 8.19),
+        ("google/gemma-3-4b-it", 3.88),
+        ("utter-project/EuroLLM-9B-Instruct", 9.15),
+        ("CohereLabs/aya-expanse-8b", 8.03),
+        ("HuggingFaceTB/SmolLM3-3B", 3.08),
+    ],
+)
+def test_parameters_are_those_that_were_published(name, published):
+    shape = load_shape(name, "google/siglip2-so400m-patch14-384")
+    assert round(shape.language_model.num_parameters / 1e9, 2) == published
+    assert round(shape.tower.num_parameters / 1e6) == 428
+    assert shape.num_image_tokens == 729
+
+
 def test_what_the_papers_hours_imply():
     """2.4 M samples twice, 192 and 256 a step, 8 x A800: PERFORMANCE's own sums give 17 to 29 %."""
     plan = make_plan("vicuna-13b", 8, "a800-80g", Wishes(hours=144))
@@ -161,7 +178,10 @@ def test_what_others_do_and_cannot_do():
     assert estimate_memory(shape, alone, 1000, 300).total > 2 * limit
 
 
-@pytest.mark.parametrize("preset", ["vicuna-7b-lora", "vicuna-13b-qlora"])
+LORA = [name for name in list_presets() if name.endswith("lora")]
+
+
+@pytest.mark.parametrize("preset", LORA)
 @pytest.mark.parametrize("gpu", ["rtx-3090", "rtx-4090", "a10-24g", "l4-24g"])
 def test_presets_for_one_gpu_of_24_gb_fit_it(preset, gpu):
     plan = make_plan(preset, 1, gpu)
@@ -170,7 +190,9 @@ def test_presets_for_one_gpu_of_24_gb_fit_it(preset, gpu):
         # 22 GiB are left of 24 where memory corrects errors: there not all samples may be longest
         memory = stage.memory_at_limit if plan.gpu.memory_gib == 24 else stage.memory
         assert memory.total <= limit
-    assert [stage.settings.samples_a_step for stage in plan.stages] == [192, 256]
+    whole = make_plan(preset.rpartition("-")[0], 8, "h100-80g")
+    steps = [[stage.settings.samples_a_step for stage in each.stages] for each in (plan, whole)]
+    assert steps[0] == steps[1]
     assert plan.stages[1].settings.trained == ADAPTERS
 
 
@@ -209,8 +231,9 @@ def test_samples_and_lengths_are_measured_where_the_corpus_is(tmp_path):
 
 @pytest.mark.parametrize("preset", list_presets())
 def test_every_preset_can_be_planned(preset):
-    plan = make_plan(preset, 1, "h100-80g")
-    assert all(stage.memory.total > 0 and stage.hours > 0 for stage in plan.stages)
+    plan = make_plan(preset, 8, "h100-80g")
+    limit = FILL_LIMIT * plan.gpu.memory_gib * GIB
+    assert all(stage.hours > 0 and 0 < stage.memory.total < limit for stage in plan.stages)
 
 
 def test_json_and_table_say_the_same():

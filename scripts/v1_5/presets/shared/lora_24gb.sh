@@ -1,13 +1,7 @@
 # shellcheck shell=bash disable=SC2034
-# What the presets for LoRA on one GPU of 24 GB have in common; they name model and precision.
-tower=openai/clip-vit-large-patch14-336
-version=lrm_v1
-data_of_pretrain=playground/data/corpus/pretrain
-data_of_finetune=playground/data/corpus/finetune
+# LoRA on one GPU of 24 GB. Comes after a preset, whose model, tower, template and samples a step stay.
 zero_of_pretrain=
 zero_of_finetune=
-samples_of_pretrain=192
-samples_of_finetune=256
 # the batches are meant for one process
 num_gpus=1
 
@@ -21,11 +15,10 @@ flags_of_preset=(
   --save_total_limit 1
   --dataloader_num_workers 4
 )
-# as many samples a step as the paper has on eight GPUs: 192 and 256
+# gradients are accumulated until a step has the preset's samples
 flags_of_pretrain=(
   --learning_rate 1e-3
   --per_device_train_batch_size 4
-  --gradient_accumulation_steps 48
 )
 flags_of_finetune=(
   --image_aspect_ratio pad
@@ -35,5 +28,4 @@ flags_of_finetune=(
   --learning_rate 2e-4
   --mm_projector_lr 2e-5
   --per_device_train_batch_size 2
-  --gradient_accumulation_steps 128
 )
