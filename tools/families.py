@@ -421,7 +421,9 @@ def unsuitable(name: str) -> str | None:
         return "transformers registers no inner model for it"
     if parts:
         text = f"{name}_text"
-        instead = f"; its language model is {text}" if text in CONFIG_MAPPING else ""
+        instead = (
+            f"; as a base, its language model is taken: {text}" if text in CONFIG_MAPPING else ""
+        )
         return f"it is made of several models ({', '.join(parts)}){instead}"
     return None
 

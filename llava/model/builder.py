@@ -34,7 +34,13 @@ from llava.model.checkpoint import (
     tensor_names,
     weight_paths,
 )
-from llava.model.families import PREFIX, family_of_class, find_family, refuse_foreign
+from llava.model.families import (
+    PREFIX,
+    family_of_class,
+    find_family,
+    refuse_foreign,
+    text_part,
+)
 from llava.model.language_model.causal_lm import get_family
 from llava.model.multimodal_encoder.families import portable_tower
 from llava.model.multimodal_projector.builder import (
@@ -286,7 +292,8 @@ def _load_multimodal(
         config.mm_vision_tower = portable_tower(config.mm_vision_tower, source)
     # training may have added tokens, which the base does not hold
     vocab_size = config.vocab_size
-    config.vocab_size = (read_config(model_base) or {}).get("vocab_size", vocab_size)
+    base_config = text_part(read_config(model_base) or {}, model_base)
+    config.vocab_size = base_config.get("vocab_size", vocab_size)
     tuned = _release_tower(config, model_path, model_base)
     model, missing = _from_pretrained(
         model_class, model_base, _MULTIMODAL_KEYS, config=config, **keywords

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from transformers.utils import cached_file
 
 from llava.errors import CheckpointError
+from llava.model.families import has_text_part
 
 PROJECTOR_FILE = "mm_projector.bin"
 UNREADABLE = (
@@ -216,8 +217,13 @@ def tensor_names(path: Path) -> list[str]:
 
 
 def carries_tower(name_or_path: str | Path | None) -> bool:
-    """Tells whether a checkpoint holds the weights of its vision tower."""
-    return name_or_path is not None and carries(name_or_path, "vision_tower.")
+    """Tells whether a checkpoint holds the weights of its vision tower.
+
+    The own tower of a composite model, of which only the language model is taken, does not count.
+    """
+    if name_or_path is None or has_text_part(read_config(name_or_path) or {}):
+        return False
+    return carries(name_or_path, "vision_tower.")
 
 
 def carries(name_or_path: str | Path, part: str) -> bool:

@@ -120,6 +120,62 @@ def refuse_foreign(config: Mapping[str, Any], where: str) -> None:
             raise ConfigError(f"{where}: config.json says {key} {value!r}: {reason}")
 
 
+def has_text_part(config: Mapping[str, Any]) -> bool:
+    """Tells whether a configuration is that of a composite model of transformers (Gemma 3, ...).
+
+    Those have a `text_config` beside the configuration of their own vision tower. Transformers' own
+    LLaVA models do not count: `lrm import hf` converts them as a whole.
+    """
+    model_type = str(config.get("model_type"))
+    return (
+        model_type in CONFIG_MAPPING_NAMES
+        and not model_type.startswith("llava")
+        and "mm_vision_tower" not in config
+        and "text_config" in CONFIG_MAPPING[model_type].sub_configs
+    )
+
+
+# what composite models say about their language model outside `text_config`
+_OUTSIDE_TEXT = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def text_part(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Returns the configuration of the language model: of a composite model its text part.
+
+    Args:
+        config: Content of `config.json`.
+        where: Its place, for messages.
+
+    Raises:
+        ConfigError: Transformers cannot read the composite configuration.
+    """
+    if not has_text_part(config):
+        return dict(config)
+    try:
+        whole = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+    except (StrictDataclassError, TypeError, ValueError, AttributeError, KeyError) as error:
+        raise ConfigError(f"{where}: {config['model_type']} cannot be read: {error}") from error
+    outside = {key: getattr(whole, key, None) for key in _OUTSIDE_TEXT}
+    outside = {key: value for key, value in outside.items() if value is not None}
+    return {**whole.text_config.to_dict(), **outside}
+
+
+def text_part_names(inner: str) -> dict[str, str]:
+    """Returns how weights of a composite model's text part are renamed to those of a base model.
+
+    Args:
+        inner: Name of the inner model in the base model, such as `model`.
+
+    Returns:
+        Replacements by pattern, for the spellings of transformers 4 and 5.
+    """
+    return {
+        rf"^language_model\.{inner}\.": f"{inner}.",
+        r"^model\.language_model\.": f"{inner}.",
+        r"^language_model\.lm_head\.": "lm_head.",
+    }
+
+
 def family_of_class(class_name: str | None) -> str | None:
     """Returns the family whose classes have this name, such as one in `architectures`."""
     return _families_by_class().get(class_name or "")
@@ -149,7 +205,7 @@ def build_blank(config: Mapping[str, Any], where: str) -> Any:
 
     Args:
         config: Content of `config.json`, of a language model or of one with images; a missing
-            `model_type` means Llama.
+            `model_type` means Llama. Of a composite model its text part is taken.
         where: Its place, for messages.
 
     Returns:
@@ -158,6 +214,7 @@ def build_blank(config: Mapping[str, Any], where: str) -> Any:
     Raises:
         ConfigError: The family does not work, or its configuration is not complete.
     """
+    config = text_part(config, where)
     base = CONFIG_MAPPING[find_family(str(config.get("model_type", "llama")), where)]
     kept = {key: value for key, value in config.items() if key != "model_type"}
     fields = {field.name for field in dataclasses.fields(base)}

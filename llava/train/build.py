@@ -50,7 +50,7 @@ from llava.model.checkpoint import (
     read_config,
     split_parts,
 )
-from llava.model.families import MULTIMODAL_PARTS, linear_layers
+from llava.model.families import MULTIMODAL_PARTS, has_text_part, linear_layers, text_part
 from llava.model.language_model.causal_lm import choose_attention
 from llava.model.tokenizer import load_tokenizer, resize_to_tokenizer
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
@@ -128,6 +128,9 @@ def build_model(
     }
     if model_args.vision_tower is not None:
         where = f"--model_name_or_path {path}"
+        if has_text_part(config):
+            log.info("%s: of %s, the language model is taken", where, config["model_type"])
+        config = text_part(config, where)
         model_class = model_class_of({**config, "mm_vision_tower": model_args.vision_tower}, where)
         _compare_with_checkpoint(config, model_args)
         options["attn_implementation"] = choose_attention(
@@ -476,10 +479,30 @@ def add_lora(model: Any, model_args: ModelArguments, training_args: TrainingArgu
         bias=training_args.lora_bias,
         task_type="CAUSAL_LM",
     )
+    if experts := expert_names(model):
+        log.info(
+            "LoRA: the experts (%s) are tensors of three dimensions, which get no adapters and "
+            "stay frozen; adapted are %s",
+            ", ".join(experts),
+            ", ".join(find_all_linear_names(model)),
+        )
     try:
         return get_peft_model(model, config)
     except ValueError as error:
         raise ConfigError(f"LoRA cannot be set up: {error}") from error
+
+
+def expert_names(model: nn.Module) -> list[str]:
+    """Returns the last name parts of weights that hold all experts of a layer at once."""
+    return sorted(
+        {
+            name
+            for path, module in model.named_modules()
+            if not isinstance(module, nn.Conv1d) and not any(p in path for p in MULTIMODAL_PARTS)
+            for name, weight in module.named_parameters(recurse=False)
+            if len(getattr(weight, "ds_shape", weight.shape)) == 3
+        }
+    )
 
 
 def _tower_targets(model: Any, last_layers: int | None) -> str:

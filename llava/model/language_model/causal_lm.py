@@ -40,13 +40,22 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING,
 )
 
+from llava.constants import IGNORE_INDEX
 from llava.errors import CheckpointError, ConfigError, DataError
-from llava.model.checkpoint import add_rope_theta, carries_tower, context_limit, with_old_level
+from llava.model.checkpoint import (
+    add_rope_theta,
+    carries_tower,
+    context_limit,
+    read_config,
+    with_old_level,
+)
 from llava.model.families import (
     checked_families,
     class_names,
     family_of_class,
+    has_text_part,
     model_type_of,
+    text_part_names,
 )
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.loss import causal_lm_loss, has_liger
@@ -253,8 +262,9 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
             **kwargs: For the language model.
 
         Returns:
-            `loss` with labels. `logits` [B, L, V], but None in training mode with labels: the loss
-            needs them for supervised positions only.
+            `loss` with labels; in training, with the auxiliary loss of the routers if the
+            configuration's `output_router_logits` asks for it. `logits` [B, L, V], but None in
+            training mode with labels: the loss needs them for supervised positions only.
 
         Raises:
             DataError: Image sentinels and images do not match.
@@ -268,8 +278,15 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
             inputs["use_cache"] = use_cache
         states = {"attentions": output_attentions, "hidden_states": output_hidden_states}
         kwargs |= {f"output_{name}": value for name, value in states.items() if value is not None}
+        balances = labels is not None and self.training
+        if (asked := getattr(self.config, "output_router_logits", None)) is not None:
+            balances = balances and asked
+            kwargs.setdefault("output_router_logits", balances)
         outputs = self.get_model()(**inputs, **kwargs)
         result = self._loss_and_logits(outputs, labels, logits_to_keep, num_items_in_batch)
+        if balances and getattr(outputs, "router_logits", None):
+            mask = None if packing else inputs["attention_mask"]
+            result.loss += self._router_loss(outputs, mask, labels, num_items_in_batch)
         return result.to_tuple() if return_dict is False else result
 
     def _padded_inputs(
@@ -355,6 +372,33 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
             attentions=getattr(outputs, "attentions", None),
         )
 
+    def _router_loss(
+        self,
+        outputs: Any,
+        attention_mask: Tensor | None,
+        labels: Tensor,
+        num_items_in_batch: Tensor | int | None,
+    ) -> Tensor:
+        """Returns the weighted load-balancing loss, as transformers' own class computes it.
+
+        Its share in an optimizer step is that of the batch's supervised positions, so that the mean
+        over ranks and accumulated micro-batches has the weight that the configuration says.
+
+        Args:
+            outputs: Of the inner model, with router logits.
+            attention_mask: [B, L]; None if all positions are real.
+            labels: [B, L].
+            num_items_in_batch: As for `forward`.
+        """
+        first = outputs.last_hidden_state[:, :1]
+        loss = self._own_forward(
+            first, outputs.router_logits, attention_mask=attention_mask, output_router_logits=True
+        ).aux_loss
+        loss = loss * self.config.router_aux_loss_coef
+        if num_items_in_batch is None:
+            return loss
+        return loss * (labels[:, 1:] != IGNORE_INDEX).sum() / num_items_in_batch
+
     def logits_of(self, hidden: Tensor) -> Tensor:
         """Runs what follows the inner model, as transformers' own class does it.
 
@@ -367,9 +411,13 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
         Returns:
             [B, L, V].
         """
+        return self._own_forward(hidden).logits
+
+    def _own_forward(self, hidden: Tensor, router_logits: Any = None, **kwargs: Any) -> Any:
+        """Runs the `forward` of transformers' class as if the inner model had returned `hidden`."""
         forward = super(LlavaCausalLM, type(self)).forward  # type: ignore[misc]
-        head = _HeadOnly(self, hidden)
-        return forward(head, inputs_embeds=hidden, use_cache=False, return_dict=True).logits
+        head = _HeadOnly(self, _Outputs(hidden, router_logits))
+        return forward(head, inputs_embeds=hidden, use_cache=False, return_dict=True, **kwargs)
 
     @torch.no_grad()
     def _has_plain_head(self, hidden: Tensor) -> bool:
@@ -482,6 +530,7 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
 
         Args:
             pretrained_model_name_or_path: Folder or Hub id.
+                Of a composite model, the language model is loaded.
             *args: For transformers.
             **kwargs: For transformers; `output_loading_info=True` also returns what was missing.
 
@@ -490,6 +539,9 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
         """
         with_info = kwargs.pop("output_loading_info", False)
         tower_inside = carries_tower(pretrained_model_name_or_path)
+        is_composite = has_text_part(read_config(pretrained_model_name_or_path) or {})
+        if is_composite:
+            kwargs["key_mapping"] = text_part_names(cls.base_model_prefix)
         model, info = super().from_pretrained(
             pretrained_model_name_or_path,
             *args,
@@ -497,6 +549,8 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
             materialize_tower=tower_inside,
             output_loading_info=True,
         )
+        if is_composite:
+            model._weight_conversions = None  # by which a model is saved with the names it had
         missing = sorted(key for key in info["missing_keys"] if "vision_tower." in key)
         if missing:
             raise CheckpointError(
@@ -524,9 +578,9 @@ class _HeadOnly:
     Its inner model returns them; all else is the model's.
     """
 
-    def __init__(self, model: Any, hidden: Tensor):
+    def __init__(self, model: Any, outputs: _Outputs):
         self._model = model
-        setattr(self, model.base_model_prefix, _InnerDone(model.get_model(), hidden))
+        setattr(self, model.base_model_prefix, _InnerDone(model.get_model(), outputs))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -535,8 +589,8 @@ class _HeadOnly:
 class _InnerDone:
     """Stands in for an inner model that has run."""
 
-    def __init__(self, inner: Any, hidden: Tensor):
-        self._inner, self._outputs = inner, _Outputs(hidden)
+    def __init__(self, inner: Any, outputs: _Outputs):
+        self._inner, self._outputs = inner, outputs
 
     def __call__(self, *args: Any, **kwargs: Any) -> _Outputs:
         return self._outputs
@@ -546,10 +600,10 @@ class _InnerDone:
 
 
 class _Outputs:
-    """Outputs of an inner model: hidden states, and None for everything else."""
+    """Outputs of an inner model: hidden states, perhaps of routers; None for everything else."""
 
-    def __init__(self, hidden: Tensor):
-        self.last_hidden_state = hidden
+    def __init__(self, hidden: Tensor, router_logits: Any):
+        self.last_hidden_state, self.router_logits = hidden, router_logits
 
     def __getitem__(self, index: Any) -> Any:
         return (self.last_hidden_state,)[index]

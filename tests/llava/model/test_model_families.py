@@ -11,7 +11,7 @@ from llava.errors import ConfigError
 from llava.model.builder import model_class_of
 from llava.model.families import checked_families, family_names, find_family
 from llava.model.language_model import causal_lm
-from llava.model.language_model.causal_lm import get_family
+from llava.model.language_model.causal_lm import choose_attention, get_family
 from tools.families import ROOT, SPECIAL, TABLE, Case, check, page, tiny_config
 
 QUICK = ("qwen3", "gemma", "gemma2", "gemma3_text", "cohere", "granite", "mixtral", "falcon")
@@ -130,3 +130,39 @@ def families_shape(name):
     from llava.train.flops import LanguageModelShape
 
     return LanguageModelShape.from_config(tiny_config(name), name)
+
+
+ROUTED = ("mixtral", "qwen3_moe", "qwen2_moe", "olmoe", "granitemoe", "gpt_oss")
+
+
+@pytest.mark.parametrize("name", ROUTED)
+def test_the_routers_loss_is_that_of_transformers(name):
+    case = Case(name)
+    ids = torch.tensor([[1, 5, 6, 7, 8], [1, 9, 10, 0, 0]])
+    batch = {"input_ids": ids, "attention_mask": (ids > 0).long(),
+             "labels": ids.masked_fill(ids == 0, -100)}  # fmt: skip
+    without = case.model.train()(**batch).loss
+    for model in (case.model, case.plain.train()):
+        model.config.output_router_logits = True
+    loss, own = case.model(**batch).loss, case.plain(**batch)
+    torch.testing.assert_close(loss, own.loss)
+    assert own.aux_loss > 0 and not torch.allclose(loss, without)
+    loss.backward()
+    own.loss.backward()
+    gradients = dict(case.model.named_parameters())
+    for key, weight in case.plain.named_parameters():
+        if weight.grad is not None:
+            torch.testing.assert_close(gradients[key].grad, weight.grad, atol=1e-5, rtol=1e-4)
+    # half of a step's positions have half of its weight
+    num = int((batch["labels"][:, 1:] >= 0).sum())
+    torch.testing.assert_close(case.model(**batch, num_items_in_batch=2 * num).loss, loss / 2)
+    # a packed row has the same positions
+    if "packing" not in checked_families()[name]:
+        attention = choose_attention(type(case.model), None, packing=True)
+        if attention is not None:
+            case.model.set_attn_implementation(attention)
+        torch.testing.assert_close(case.model(**batch, packing=True).loss, loss)
+    # validation has the loss of the tokens alone
+    case.model.eval(), case.plain.eval()
+    case.plain.config.output_router_logits = False
+    torch.testing.assert_close(case.model(**batch).loss, case.plain(**batch).loss)

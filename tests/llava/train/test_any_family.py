@@ -1,14 +1,17 @@
 """Both stages on other language models than Llama, from the command line to an answer."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from llava.errors import ConfigError
 from llava.model.builder import load_pretrained_model
 from llava.model.families import model_type_of
 from llava.model.language_model.causal_lm import get_family
+from lrm_ext.plan.presets import load_shape
 
 SHORT = {"max_steps": 2, "save_steps": 50}
 
@@ -59,9 +62,115 @@ def test_adapters_and_packing(name, make_base, run_train, flags, tmp_path):
     assert type(model) is get_family(name).model_class
 
 
+def test_experts_get_no_adapters_and_that_is_said(make_base, run_train, flags, tmp_path, caplog):
+    base = make_base("qwen3_moe")
+    with caplog.at_level("INFO", logger="llava"):
+        run_train(flags(model_name_or_path=base, **SHORT, lora_enable=True, lora_r=4))
+    (said,) = (r.getMessage() for r in caplog.records if r.getMessage().startswith("LoRA:"))
+    assert "(down_proj, gate_up_proj)" in said and "k_proj, o_proj, q_proj, v_proj" in said
+    adapters = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert adapters and not any("experts" in name for name in adapters)
+
+
 def test_a_family_that_does_not_work_is_refused(make_base, run_train, flags):
     base = make_base("qwen3")
     path = base / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "bert"}))
     with pytest.raises(ConfigError, match=r"'bert' does not work: .*docs/models.md.*qwen3"):
+        run_train(flags(model_name_or_path=base))
+
+
+@pytest.fixture
+def make_composite(make_base, tmp_path):
+    """Makes a model of transformers with a vision tower of its own, around a base model.
+
+    Args of the result: kind of the composite model, family of its language model, and whether its
+    weights have the names of transformers 5 (`model.language_model.`) or those of published files.
+
+    Returns:
+        Folder of the base model, and that of the composite model with the same text weights.
+    """
+
+    def make(kind, family, new_names):
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+        base, folder = make_base(family), tmp_path / "composite"
+        text = json.loads((base / "config.json").read_text())
+        vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+                  "num_attention_heads": 2, "image_size": 28, "patch_size": 14}  # fmt: skip
+        config = AutoConfig.for_model(
+            kind, text_config=text, vision_config=vision, tie_word_embeddings=True
+        )
+        whole = AutoModelForImageTextToText.from_config(config)
+        inner = AutoModelForCausalLM.from_pretrained(base).base_model
+        whole.model.language_model.load_state_dict(inner.state_dict())
+        whole.save_pretrained(folder)
+        if new_names:
+            weights = {name: weight.clone() for name, weight in whole.state_dict().items()}
+            weights.pop("lm_head.weight")
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        for path in base.glob("*token*"):
+            shutil.copy(path, folder)
+        return base, folder
+
+    return make
+
+
+def losses(folder):
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+@pytest.mark.parametrize(
+    ("kind", "family", "new_names"),
+    [
+        ("gemma3", "gemma3_text", False),
+        ("gemma3", "gemma3_text", True),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("mistral3", "mistral", False),
+                ("mistral3", "ministral3", True),
+                ("aya_vision", "cohere2", False),
+                ("internvl", "qwen2", True),
+            )
+        ),
+    ],
+)
+def test_of_a_composite_model_the_language_model_is_the_base(
+    kind, family, new_names, make_composite, run_train, flags, tmp_path
+):
+    base, composite = make_composite(kind, family, new_names)
+    names = {name.split(".layers")[0] for name in load_file(composite / "model.safetensors")}
+    assert ("model.language_model" in names) == new_names
+    found = {}
+    for folder in (base, composite):
+        torch.manual_seed(0)
+        out = tmp_path / f"out-{folder.name}"
+        run_train(flags(model_name_or_path=folder, output_dir=out, **SHORT))
+        found[folder] = load_file(out / "model.safetensors"), losses(out)
+    (expected, of_base), (weights, of_composite) = found.values()
+    assert of_composite == of_base
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weight, expected[name]) for name, weight in weights.items())
+    assert type(answers(out)[0]) is get_family(family).model_class
+    # the plan counts what is trained
+    assert load_shape(str(composite), None) == load_shape(str(base), None)
+
+
+def test_adapters_and_projector_on_a_composite_model(make_composite, run_train, flags, tmp_path):
+    _, composite = make_composite("gemma3", "gemma3_text", False)
+    model_class = get_family("gemma3_text").model_class
+    for kind in ({"lora_enable": True, "lora_r": 4}, {"tune_mm_mlp_adapter": True}):
+        out = tmp_path / next(iter(kind))
+        run_train(flags(model_name_or_path=composite, output_dir=out, **SHORT, **kind))
+        assert type(answers(out, composite)[0]) is model_class
+
+
+def test_a_composite_model_whose_language_model_does_not_work(make_base, run_train, flags):
+    base = make_base("qwen3")
+    text = {"model_type": "gemma4_text", "vocab_size": 160}
+    config = {"model_type": "gemma4", "text_config": text}
+    (base / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"'gemma4_text' does not work: .*token ids"):
         run_train(flags(model_name_or_path=base))
