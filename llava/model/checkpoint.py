@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from transformers.utils import cached_file
 
 from llava.errors import CheckpointError
-from llava.model.families import has_text_part
 
 PROJECTOR_FILE = "mm_projector.bin"
 UNREADABLE = (
@@ -221,7 +220,10 @@ def carries_tower(name_or_path: str | Path | None) -> bool:
 
     The own tower of a composite model, of which only the language model is taken, does not count.
     """
-    if name_or_path is None or has_text_part(read_config(name_or_path) or {}):
+    if name_or_path is None:
+        return False
+    config = read_config(name_or_path) or {}
+    if "text_config" in config and "mm_vision_tower" not in config:
         return False
     return carries(name_or_path, "vision_tower.")
 

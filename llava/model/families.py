@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,8 @@ from transformers.models.auto.modeling_auto import (
 from transformers.pytorch_utils import Conv1D
 
 from llava.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 CHECKED_FILE = Path(__file__).with_name("families.json")
 TABLE = "docs/models.md"
@@ -155,6 +158,7 @@ def text_part(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         whole = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
     except (StrictDataclassError, TypeError, ValueError, AttributeError, KeyError) as error:
         raise ConfigError(f"{where}: {config['model_type']} cannot be read: {error}") from error
+    log.info("%s: of %s, the language model is taken", where, config["model_type"])
     outside = {key: getattr(whole, key, None) for key in _OUTSIDE_TEXT}
     outside = {key: value for key, value in outside.items() if value is not None}
     return {**whole.text_config.to_dict(), **outside}

@@ -50,7 +50,7 @@ from llava.model.checkpoint import (
     read_config,
     split_parts,
 )
-from llava.model.families import MULTIMODAL_PARTS, has_text_part, linear_layers, text_part
+from llava.model.families import MULTIMODAL_PARTS, linear_layers, text_part
 from llava.model.language_model.causal_lm import choose_attention
 from llava.model.tokenizer import load_tokenizer, resize_to_tokenizer
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
@@ -128,8 +128,6 @@ def build_model(
     }
     if model_args.vision_tower is not None:
         where = f"--model_name_or_path {path}"
-        if has_text_part(config):
-            log.info("%s: of %s, the language model is taken", where, config["model_type"])
         config = text_part(config, where)
         model_class = model_class_of({**config, "mm_vision_tower": model_args.vision_tower}, where)
         _compare_with_checkpoint(config, model_args)

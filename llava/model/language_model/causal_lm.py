@@ -262,9 +262,8 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
             **kwargs: For the language model.
 
         Returns:
-            `loss` with labels; in training, with the auxiliary loss of the routers if the
-            configuration's `output_router_logits` asks for it. `logits` [B, L, V], but None in
-            training mode with labels: the loss needs them for supervised positions only.
+            `loss` with labels; see `_router_loss`. `logits` [B, L, V], but None in training
+            mode with labels: the loss needs them for supervised positions only.
 
         Raises:
             DataError: Image sentinels and images do not match.
@@ -276,17 +275,11 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
             text = (input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels)
             inputs, labels = self._padded_inputs(text, vision)
             inputs["use_cache"] = use_cache
-        states = {"attentions": output_attentions, "hidden_states": output_hidden_states}
-        kwargs |= {f"output_{name}": value for name, value in states.items() if value is not None}
-        balances = labels is not None and self.training
-        if (asked := getattr(self.config, "output_router_logits", None)) is not None:
-            balances = balances and asked
-            kwargs.setdefault("output_router_logits", balances)
+        kwargs |= self._recorded(labels, output_attentions, output_hidden_states)
         outputs = self.get_model()(**inputs, **kwargs)
         result = self._loss_and_logits(outputs, labels, logits_to_keep, num_items_in_batch)
-        if balances and getattr(outputs, "router_logits", None):
-            mask = None if packing else inputs["attention_mask"]
-            result.loss += self._router_loss(outputs, mask, labels, num_items_in_batch)
+        if labels is not None and kwargs.get("output_router_logits"):
+            result.loss += self._router_loss(outputs, inputs, labels, num_items_in_batch)
         return result.to_tuple() if return_dict is False else result
 
     def _padded_inputs(
@@ -372,13 +365,29 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
             attentions=getattr(outputs, "attentions", None),
         )
 
+    def _recorded(
+        self, labels: Tensor | None, attentions: bool | None, hidden_states: bool | None
+    ) -> dict[str, bool]:
+        """Returns keywords of the inner model: what it returns besides its last hidden states.
+
+        Those of routers are needed in training, if the configuration asks for their loss.
+        """
+        asked = getattr(self.config, "output_router_logits", None)  # None: no such loss
+        balances = asked and self.training and labels is not None
+        states = {
+            "attentions": attentions,
+            "hidden_states": hidden_states,
+            "router_logits": None if asked is None else balances,
+        }
+        return {f"output_{name}": value for name, value in states.items() if value is not None}
+
     def _router_loss(
         self,
         outputs: Any,
-        attention_mask: Tensor | None,
+        inputs: dict[str, Any],
         labels: Tensor,
         num_items_in_batch: Tensor | int | None,
-    ) -> Tensor:
+    ) -> Tensor | float:
         """Returns the weighted load-balancing loss, as transformers' own class computes it.
 
         Its share in an optimizer step is that of the batch's supervised positions, so that the mean
@@ -386,13 +395,16 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
 
         Args:
             outputs: Of the inner model, with router logits.
-            attention_mask: [B, L]; None if all positions are real.
+            inputs: Of the inner model; their mask is not of positions where samples share a row.
             labels: [B, L].
             num_items_in_batch: As for `forward`.
         """
+        if not getattr(outputs, "router_logits", None):
+            return 0.0  # no layer has experts
         first = outputs.last_hidden_state[:, :1]
+        mask = None if "cu_seq_lens_q" in inputs else inputs["attention_mask"]
         loss = self._own_forward(
-            first, outputs.router_logits, attention_mask=attention_mask, output_router_logits=True
+            first, outputs.router_logits, attention_mask=mask, output_router_logits=True
         ).aux_loss
         loss = loss * self.config.router_aux_loss_coef
         if num_items_in_batch is None:
