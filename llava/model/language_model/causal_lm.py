@@ -273,8 +273,7 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
             inputs, labels = self._packed_inputs(input_ids, attention_mask, labels, *vision)
         else:
             text = (input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels)
-            inputs, labels = self._padded_inputs(text, vision)
-            inputs["use_cache"] = use_cache
+            inputs, labels = self._padded_inputs(text, vision, use_cache)
         kwargs |= self._recorded(labels, output_attentions, output_hidden_states)
         outputs = self.get_model()(**inputs, **kwargs)
         result = self._loss_and_logits(outputs, labels, logits_to_keep, num_items_in_batch)
@@ -283,14 +282,14 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
         return result.to_tuple() if return_dict is False else result
 
     def _padded_inputs(
-        self, text: tuple[Any, ...], vision: tuple[Any, ...]
+        self, text: tuple[Any, ...], vision: tuple[Any, ...], use_cache: bool | None
     ) -> tuple[dict[str, Any], Tensor | None]:
         """Returns the inner model's inputs for a padded batch, and its labels [B, L]."""
         *first, inputs_embeds, labels = text
         if inputs_embeds is None:
             text = self.prepare_inputs_labels_for_multimodal(*first, labels, *vision)
         *values, labels = text
-        return dict(zip(_TEXT_INPUTS, values, strict=True)), labels
+        return {**dict(zip(_TEXT_INPUTS, values, strict=True)), "use_cache": use_cache}, labels
 
     def _packed_inputs(
         self,
