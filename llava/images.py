@@ -8,7 +8,9 @@ processor.
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +66,42 @@ def open_image(
         ImageError: It is damaged or no image (`TooManyPixelsError`: it has too many pixels).
         DataError: There is no such file.
     """
+    with _opened(source, name) as image:
+        if least_side is not None and image.format == "JPEG":
+            # both sides are given; the shorter one decides
+            image.draft(None, (least_side, least_side))
+        return to_rgb(apply_orientation(image) if orient else image)
+
+
+# their header says what size they will have
+_WITH_HEADER = ("JPEG", "MPO", "WEBP")
+
+
+def image_size(source: str | Path, orient: bool = True) -> tuple[int, int]:
+    """Returns the (width, height) in pixels that `open_image` gives, if possible from the header.
+
+    A PNG that may have to be turned is decoded, because its metadata may come last.
+
+    Raises:
+        DataError: As for `open_image`.
+    """
+    with _opened(source, None) as image:
+        width, height = image.size
+        if image.format in _WITH_HEADER:
+            is_turned = orient and _orientation(image) in (5, 6, 7, 8)
+            return (height, width) if is_turned else (width, height)
+        if not orient and image.format != "TIFF":
+            return width, height
+        return (apply_orientation(image) if orient else to_rgb(image)).size
+
+
+@contextlib.contextmanager
+def _opened(source: str | Path | bytes, name: str | None) -> Iterator[Image.Image]:
+    """Opens a file for decoding; see `open_image`."""
     shown = name or ("the image" if isinstance(source, bytes) else str(source))
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            if least_side is not None and image.format == "JPEG":
-                # both sides are given; the shorter one decides
-                image.draft(None, (least_side, least_side))
-            return to_rgb(apply_orientation(image) if orient else image)
+            yield image
     except FileNotFoundError as error:
         raise DataError(f"{shown}: there is no such image (looked from {Path.cwd()})") from error
     except MemoryError:
@@ -127,16 +158,20 @@ def apply_orientation(image: Image.Image) -> Image.Image:
     turned again; any other is returned unchanged.
     """
     image.load()  # PIL turns a TIFF itself while it decodes it
-    try:
-        transpose = _TRANSPOSES.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # PIL's reader raises nearly anything at a damaged block
-        transpose = None
+    transpose = _TRANSPOSES.get(_orientation(image))
     if transpose is None:
         return image
     turned = image.transpose(transpose)
     for key in _METADATA:
         turned.info.pop(key, None)
     return turned
+
+
+def _orientation(image: Image.Image) -> Any:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # PIL's reader raises nearly anything at a damaged block
+        return 1
 
 
 def central_part(image: Image.Image) -> Image.Image:

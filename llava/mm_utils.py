@@ -21,9 +21,9 @@ from llava.data.tokenize import encode_prompt
 from llava.images import expand2square as expand2square
 from llava.images import shape_image, to_rgb
 from llava.model.multimodal_encoder.families import processor_side
+from llava.model.tiles import Tiling, is_tiled, prepare_image, read_pinpoints
 from llava.model.tiles import divide_to_patches as divide_to_patches
 from llava.model.tiles import get_anyres_image_grid_shape as get_anyres_image_grid_shape
-from llava.model.tiles import is_tiled, prepare_image, read_pinpoints
 from llava.model.tiles import resize_and_pad_image as resize_and_pad_image
 from llava.model.tiles import select_best_resolution as select_best_resolution
 
@@ -70,12 +70,10 @@ def process_images(
     """
     images = [to_rgb(image) for image in images]
     ratio = getattr(model_cfg, "image_aspect_ratio", None)
-    if is_tiled(ratio) and is_one_prompt and len(images) > 1:
-        prepared = [prepare_image(image, image_processor, "pad")[None] for image in images]
-    elif is_tiled(ratio):
-        side = processor_side(image_processor)
-        pinpoints = read_pinpoints(getattr(model_cfg, "image_grid_pinpoints", None), side)
-        prepared = [prepare_image(image, image_processor, ratio, pinpoints) for image in images]
+    if is_tiled(ratio):
+        tiling = Tiling.of(model_cfg, processor_side(image_processor), num_tokens=0)
+        is_alone = not is_one_prompt or len(images) == 1
+        prepared = [tiling.prepare(image, image_processor, is_alone) for image in images]
     elif ratio == "pad":
         prepared = [prepare_image(image, image_processor, ratio) for image in images]
     else:

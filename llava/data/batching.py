@@ -17,7 +17,6 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 
@@ -40,19 +39,21 @@ class DataCollatorForSupervisedDataset:
 
     tokenizer: Any
 
-    def __call__(
-        self, instances: Sequence[Mapping[str, Tensor]]
-    ) -> dict[str, Tensor | list[Tensor]]:
+    def __call__(self, instances: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Builds a batch.
 
         Args:
             instances: With `input_ids` [T] and `labels` [T]; all of them, or none, with `image`
-                ([3, H, W], or [tiles, 3, H, W]) or all with `image_features` [P, D_vision].
+                ([3, H, W], or [tiles, 3, H, W], or a list of several) or all with `image_features`
+                ([P, D_vision], or [tiles, P, D_vision], or a list); perhaps all with
+                `image_sizes`, (width, height) of each of these, and `image_positions`, what the
+                images of the sample take in the model and their tiles.
 
         Returns:
             `input_ids`, `labels` (not shifted) and `attention_mask` (bool), each [B, T]; `images`
-            [B, 3, H, W], or a list where shapes differ; `image_features` [B, P, D_vision]. The mask
-            is true on a sample's own tokens, also on one that equals the padding id.
+            [N, 3, H, W] of all images in order, or a list where shapes differ; `image_features`
+            [N, P, D_vision]; `image_sizes` of the N images; `image_positions` of the B samples. The
+            mask is true on a sample's own tokens, also on one that equals the padding id.
 
         Raises:
             ConfigError: The tokenizer has no padding token.
@@ -66,21 +67,26 @@ class DataCollatorForSupervisedDataset:
         ids = [instance["input_ids"][:limit] for instance in instances]
         labels = [instance["labels"][:limit] for instance in instances]
         masks = [torch.ones_like(row, dtype=torch.bool) for row in ids]
-        batch: dict[str, Tensor | list[Tensor]] = {
+        batch: dict[str, Any] = {
             "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_id),
             "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
             "attention_mask": pad_sequence(masks, batch_first=True, padding_value=False),
         }
         for key, batch_key in _BATCH_KEYS.items():
-            tensors = [instance[key] for instance in instances if key in instance]
-            if tensors and len(tensors) < len(instances):
+            given = [instance[key] for instance in instances if key in instance]
+            if given and len(given) < len(instances):
                 raise DataError(
-                    f"{len(tensors)} of {len(instances)} samples of a batch have `{key}`; expected "
+                    f"{len(given)} of {len(instances)} samples of a batch have `{key}`; expected "
                     "all or none. A text-only sample carries zeros beside samples with images."
                 )
+            tensors = [one for each in given for one in (each if type(each) is list else [each])]
             if tensors:
                 same = all(tensor.shape == tensors[0].shape for tensor in tensors)
                 batch[batch_key] = torch.stack(tensors) if same else tensors
+        if "image_sizes" in instances[0]:
+            batch["image_sizes"] = [size for each in instances for size in each["image_sizes"]]
+        if "image_positions" in instances[0]:
+            batch["image_positions"] = [each["image_positions"] for each in instances]
         return batch
 
 
@@ -93,7 +99,7 @@ def token_lengths(
     tokenizer: Any,
     mm_use_im_start_end: bool = False,
 ) -> Iterator[int]:
-    """Yields the number of ids of each sample, the image sentinel counted as one.
+    """Yields the number of ids of each sample, an image sentinel counted as one.
 
     Samples are tokenised in batches, which a fast tokenizer spreads over its threads.
     """
@@ -101,9 +107,10 @@ def token_lengths(
     while batch := list(islice(iterator, _BATCH)):
         chunks: list[list[str]] = []
         for sample in batch:
-            turns = place_images(sample.turns, conv, mm_use_im_start_end)
+            num_images = len(sample.images)
+            turns = place_images(sample.turns, conv, mm_use_im_start_end, num_images)
             text = render(turns, conv).text
-            chunks.append([text] if sample.image is None else text.split(DEFAULT_IMAGE_TOKEN))
+            chunks.append(text.split(DEFAULT_IMAGE_TOKEN) if num_images else [text])
         ids, _ = encode_chunks([c for each in chunks for c in each], tokenizer, with_offsets=False)
         drop = num_bos(ids, tokenizer, chunks[0][0])
         lengths = iter(len(chunk) - drop for chunk in ids)

@@ -10,24 +10,27 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache, cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 import llava.conversation as conversation_lib
+from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation
 from llava.data.batching import token_lengths
 from llava.data.records import Entry, RecordIndex, scan_records
 from llava.data.sample import UNKNOWN_LANG, DropPolicy, Sample, SampleError, has_leading_answer
 from llava.data.tokenize import encode_turns, is_labelled, place_images, render
 from llava.errors import ConfigError, DataError
-from llava.images import open_image, shape_image
-from llava.model.multimodal_encoder.families import processor_side
-from llava.model.tiles import num_channels
+from llava.images import image_size, open_image
+from llava.model.tiles import Tiling, is_tiled
 
 log = logging.getLogger(__name__)
 
@@ -59,18 +62,34 @@ class EventCounts:
         self.counts[row, self.languages.index(lang), self.events.index(event)] += 1
 
 
+def num_ids_within(input_ids: Sequence[int], positions: Sequence[int], limit: int) -> int:
+    """Returns how many ids lie within the first positions of a sample.
+
+    Args:
+        input_ids: Its ids with sentinels.
+        positions: Positions that each of its images takes.
+        limit: Positions that are kept.
+    """
+    if len(input_ids) - len(positions) + sum(positions) <= limit:
+        return len(input_ids)
+    widths = iter(positions)
+    ends = accumulate(next(widths, 1) if each == IMAGE_TOKEN_INDEX else 1 for each in input_ids)
+    return sum(end <= limit for end in ends)
+
+
 class LazySupervisedDataset(Dataset[dict[str, Any]]):
     """Samples of one LLaVA data file.
 
     Args:
         data_path: JSON array or JSON Lines of LLaVA records.
         tokenizer: Its `model_max_length` is where ids are cut; cut samples are counted.
-        data_args: With `image_folder`, `is_multimodal`, `image_aspect_ratio` (`pad` or `square`),
-            `image_processor` and `mm_use_im_start_end`, as LLaVA's training sets them.
+        data_args: With `image_folder`, `is_multimodal`, `image_aspect_ratio` (`pad`, `square`,
+            `anyres` or `anyres_max_N`), `image_processor` and `mm_use_im_start_end`, as LLaVA's
+            training sets them; for tiles also `image_grid_pinpoints` and `mm_patch_merge_type`.
         conversation: The template; by default `llava.conversation.default_conversation` as it is
             now.
         drop_policy: What a bad sample does; by default it raises.
-        num_image_tokens: Positions that an image takes in the model. By default what the vision
+        num_image_tokens: Positions that a square takes in the model. By default what the vision
             tower noted in its `image_processor`; 576, as in LLaVA-1.5, for another processor.
         orient_images: Turn images as their metadata says; LLaVA does not.
 
@@ -93,16 +112,18 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
         self._orient_images = orient_images
         self.data_args = data_args
         self.conversation = conversation or conversation_lib.default_conversation
-        if num_image_tokens is None:
-            processor = getattr(data_args, "image_processor", None)
-            num_image_tokens = int(getattr(processor, "num_image_tokens", 576))
-        self.num_image_tokens = num_image_tokens
+        self.tiling: Tiling | None = None
+        if data_args.is_multimodal:
+            ratio = data_args.image_aspect_ratio
+            if ratio not in ("pad", "square") and not is_tiled(ratio):
+                raise ConfigError(
+                    f"image_aspect_ratio is {ratio!r}; training knows 'pad', 'square', 'anyres' "
+                    "and 'anyres_max_N'."
+                )
+            self.tiling = Tiling.of_training(data_args)
+            if num_image_tokens is not None:
+                self.tiling = replace(self.tiling, num_tokens=num_image_tokens)
         self._drops = drop_policy or DropPolicy()
-        if data_args.is_multimodal and data_args.image_aspect_ratio not in ("pad", "square"):
-            raise ConfigError(
-                f"image_aspect_ratio is {data_args.image_aspect_ratio!r}; training knows 'pad' and "
-                "'square'."
-            )
         self._index = self._scan(data_path)
         self._events = EventCounts(sorted(self._drops.report.read), _EVENTS)
         log.info("%s: %s", data_path, self.report())
@@ -113,20 +134,23 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Returns `input_ids` [T], `labels` [T] (not shifted), `id` and, with a tower, `image`.
 
-        `image` is [3, H, W]; a text-only sample carries zeros, because each row of a batch owns an
-        image slot. `id` is that of the sample, also where the next one replaces it.
+        `image` is [3, H, W], [tiles, 3, H, W] where images are cut into tiles, or a list of
+        several; a text-only sample carries zeros, because each row of a batch owns an image slot.
+        With tiles, `image_sizes` and `image_positions` are what the collator wants. `id` is that
+        of the sample, also where the next one replaces it.
 
         Raises:
-            SampleError: The sample or its image cannot be read.
+            SampleError: The sample or one of its images cannot be read.
         """
         sample = self.sample(i)
         try:
-            pixels = self._pixels(sample, i)
+            images = [self._open(sample, path, i) for path in self._image_paths(sample)]
         except SampleError as error:
             return self._replace(i, sample, error)
-        item: dict[str, Any] = {**self._encode(sample), "id": sample.id}
-        if pixels is not None:
-            item["image"] = pixels
+        positions = self._positions([image.size for image in images])
+        item: dict[str, Any] = {**self._encode(sample, positions), "id": sample.id}
+        if self.tiling is not None:
+            item |= self._slots(images, positions, item["input_ids"])
         return item
 
     def sample(self, i: int) -> Sample:
@@ -146,10 +170,32 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
 
     @cached_property
     def modality_lengths(self) -> list[int]:
-        """Number of ids of each sample; negative for text only. The first use reads all samples."""
-        samples = (self.sample(i) for i in range(len(self)))
-        lengths = token_lengths(samples, self.conversation, self.tokenizer, self._uses_start_end())
-        return [n if self._index.has_image(i) else -n for i, n in enumerate(lengths)]
+        """Number of positions of each sample; negative for text only.
+
+        A sample with images counts as if one square took a single position (LLaVA counts ids). The
+        first use reads all samples and, where images are cut into tiles, the sizes of all images.
+        """
+        beyond: list[int] = []
+
+        def samples() -> Iterator[Sample]:
+            for i in range(len(self)):
+                sample = self.sample(i)
+                positions = self._positions(self._sizes(sample))
+                beyond.append(sum(positions) - len(positions))
+                yield sample
+
+        lengths = token_lengths(
+            samples(), self.conversation, self.tokenizer, self._uses_start_end()
+        )
+        extra = self.num_image_tokens - 1
+        return [
+            n + beyond[i] - extra if self._index.has_image(i) else -n for i, n in enumerate(lengths)
+        ]
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Positions that a square takes in the model; 1 without a tower."""
+        return 1 if self.tiling is None else self.tiling.num_tokens
 
     @property
     def has_images(self) -> bool:
@@ -180,7 +226,7 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
             self._drops.keep(sample.lang)
             if has_leading_answer(entry.value):
                 self._drops.note("leading_answer", sample.lang)
-            index.add(entry, sample.image is not None)
+            index.add(entry, bool(sample.images))
         self._drops.finish()
         return index
 
@@ -194,47 +240,63 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
             raise SampleError(
                 f"{where}, sample {sample.id!r}: {error}", error.reason, sample.lang
             ) from None
-        if len(sample.images) > 1:
+        for path in self._image_paths(sample):
+            if not is_file(path):
+                raise SampleError(
+                    f"{where}, sample {sample.id!r}: the image {path} does not exist. Check "
+                    "--image_folder.",
+                    "missing_image",
+                    sample.lang,
+                )
+        # where a sample has several, each is a square
+        limit, num_images = self.tokenizer.model_max_length, len(sample.images)
+        if num_images > 1 and num_images * self.num_image_tokens >= limit:
             raise SampleError(
-                f"{where}, sample {sample.id!r}: {len(sample.images)} images; this dataset takes "
-                "one a sample.",
-                "several_images",
-                sample.lang,
-            )
-        if sample.images and not is_file(path := self._image_path(sample)):
-            raise SampleError(
-                f"{where}, sample {sample.id!r}: the image {path} does not exist. Check "
-                "--image_folder.",
-                "missing_image",
+                f"{where}, sample {sample.id!r}: its {num_images} images take "
+                f"{num_images * self.num_image_tokens:,} positions, but --model_max_length is "
+                f"{limit:,}: raise it, split the sample, or leave it out.",
+                "too_many_images",
                 sample.lang,
             )
         return sample
 
-    def _image_path(self, sample: Sample) -> str:
-        (image,) = sample.images
+    def _image_paths(self, sample: Sample) -> list[str]:
+        if not sample.images:
+            return []
+        folder = self.data_args.image_folder
         if not self.data_args.is_multimodal:
             raise ConfigError(
                 f"Sample {sample.id!r} has an image, but the run has no vision tower. Give "
                 "--vision_tower, or train on text only."
             )
-        if self.data_args.image_folder is None and not os.path.isabs(image):
-            raise ConfigError(
-                f"Sample {sample.id!r} has the image {image}; give --image_folder, the "
-                "folder that it is in."
-            )
-        return os.path.join(self.data_args.image_folder or "", image)
+        for image in sample.images:
+            if folder is None and not os.path.isabs(image):
+                raise ConfigError(
+                    f"Sample {sample.id!r} has the image {image}; give --image_folder, the "
+                    "folder that it is in."
+                )
+        return [os.path.join(folder or "", image) for image in sample.images]
 
-    def _pixels(self, sample: Sample, i: int) -> Tensor | None:
-        """Returns [3, H, W], zeros for text only, or None in a run without images."""
-        if not self.data_args.is_multimodal:
-            return None
-        processor = self.data_args.image_processor
-        if sample.image is None:
-            side = processor_side(processor)
-            return torch.zeros(num_channels(processor), side, side)
-        path = self._image_path(sample)
+    def _sizes(self, sample: Sample) -> list[tuple[int, int]]:
+        """Returns (width, height) of the images; zeros where the positions do not depend on it."""
+        paths = self._image_paths(sample)
+        if self.tiling is None or not self.tiling.pinpoints or len(paths) != 1:
+            return [(0, 0)] * len(paths)
         try:
-            image = open_image(path, orient=self._orient_images)
+            return [image_size(paths[0], orient=self._orient_images)]
+        except DataError:  # opening it for training will say so
+            return [(self.tiling.side_px, self.tiling.side_px)]
+
+    def _positions(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
+        """Returns the positions of the images of a sample, which have these sizes."""
+        if self.tiling is None:
+            return []
+        is_alone = len(sizes) == 1
+        return [self.tiling.num_positions(size if is_alone else None) for size in sizes]
+
+    def _open(self, sample: Sample, path: str, i: int) -> Image.Image:
+        try:
+            return open_image(path, orient=self._orient_images)
         except DataError as error:
             raise SampleError(
                 f"{self._index.where(i)}, sample {sample.id!r}: {error}. Replace it, or allow "
@@ -242,19 +304,33 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
                 "corrupt_image",
                 sample.lang,
             ) from error
-        shaped = shape_image(image, processor, self.data_args.image_aspect_ratio)
-        pixels: Tensor = processor.preprocess(shaped, return_tensors="pt")["pixel_values"][0]
-        return pixels
 
-    def _encode(self, sample: Sample) -> dict[str, Tensor]:
+    def _slots(
+        self, images: Sequence[Image.Image], positions: Sequence[int], input_ids: Tensor
+    ) -> dict[str, Any]:
+        """Returns an item's entries for the images whose places are left in its ids."""
+        assert self.tiling is not None
+        processor, is_alone = self.data_args.image_processor, len(images) == 1
+        # a place that was cut off takes its image along, but each row owns one
+        images = images[: max(int((input_ids == IMAGE_TOKEN_INDEX).sum()), 1)]
+        pixels = [self.tiling.prepare(image, processor, is_alone) for image in images]
+        slots = pixels or [self.tiling.empty(processor)]
+        item: dict[str, Any] = {"image": slots[0] if len(slots) == 1 else slots}
+        if self.tiling.pinpoints:
+            item["image_sizes"] = [image.size for image in images] or [(0, 0)]
+            item["image_positions"] = sum(positions[: len(images)]), sum(map(len, pixels))
+        return item
+
+    def _encode(self, sample: Sample, positions: Sequence[int]) -> dict[str, Tensor]:
+        """Encodes a sample whose images take so many positions each."""
+        num_images = len(sample.images)
         # a text without a placeholder stays as it is
-        turns = place_images(sample.turns, self.conversation, self._uses_start_end())
-        has_image = sample.image is not None
-        encoded = encode_turns(turns, self.conversation, self.tokenizer, has_image)
+        turns = place_images(sample.turns, self.conversation, self._uses_start_end(), num_images)
+        encoded = encode_turns(turns, self.conversation, self.tokenizer, num_images > 0)
         limit = self.tokenizer.model_max_length
         input_ids, labels = encoded.input_ids[:limit], encoded.labels[:limit]
-        # The model truncates after the image has taken its positions.
-        num_kept = max(limit - (self.num_image_tokens - 1 if has_image else 0), 0)
+        # The model truncates after the images have taken their positions.
+        num_kept = num_ids_within(encoded.input_ids, positions, limit)
         if len(encoded.input_ids) > num_kept:
             lost = is_labelled(encoded.labels[num_kept:])
             lang = sample.lang or UNKNOWN_LANG

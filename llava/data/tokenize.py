@@ -104,7 +104,9 @@ def render(turns: Sequence[Turn], conv: Conversation) -> Rendered:
     return _render_prompt(turns, conv)
 
 
-def place_image(text: str, conv: Conversation, mm_use_im_start_end: bool = False) -> str:
+def place_image(
+    text: str, conv: Conversation, mm_use_im_start_end: bool = False, keeps_place: bool = False
+) -> str:
     """Moves a text's `<image>` to where the model expects it: its beginning.
 
     Several placeholders become one. A text without one is returned unchanged.
@@ -113,11 +115,13 @@ def place_image(text: str, conv: Conversation, mm_use_im_start_end: bool = False
         text: What a turn says.
         conv: A template with `mmtag` in its version wants `<Image>...</Image>` around it.
         mm_use_im_start_end: Put `<im_start>` and `<im_end>` around the placeholder.
+        keeps_place: Leave placeholders where they are: each is that of an image.
     """
     if DEFAULT_IMAGE_TOKEN not in text:
         return text
-    rest = text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
-    text = f"{DEFAULT_IMAGE_TOKEN}\n{rest}".strip()
+    if not keeps_place:
+        rest = text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
+        text = f"{DEFAULT_IMAGE_TOKEN}\n{rest}".strip()
     if "mmtag" in conv.version:
         text = text.replace(DEFAULT_IMAGE_TOKEN, f"<Image>{DEFAULT_IMAGE_TOKEN}</Image>")
     if mm_use_im_start_end:
@@ -127,12 +131,22 @@ def place_image(text: str, conv: Conversation, mm_use_im_start_end: bool = False
 
 
 def place_images(
-    turns: Sequence[Turn], conv: Conversation, mm_use_im_start_end: bool = False
+    turns: Sequence[Turn],
+    conv: Conversation,
+    mm_use_im_start_end: bool = False,
+    num_images: int = 1,
 ) -> tuple[Turn, ...]:
-    """Applies `place_image` to every turn."""
+    """Applies `place_image` to every turn.
+
+    Args:
+        turns: The turns of a sample.
+        conv: See `place_image`.
+        mm_use_im_start_end: See `place_image`.
+        num_images: Images of the sample; the places of several stay as they are written.
+    """
+    settings = (conv, mm_use_im_start_end, num_images > 1)
     return tuple(
-        Turn(turn.role, place_image(turn.text, conv, mm_use_im_start_end), turn.supervised)
-        for turn in turns
+        Turn(turn.role, place_image(turn.text, *settings), turn.supervised) for turn in turns
     )
 
 
@@ -172,15 +186,16 @@ def _is_learned(turn: Turn) -> bool:
 
 
 def _render_plain(turns: Sequence[Turn], conv: Conversation) -> Rendered:
-    """Renders stage 1 as LLaVA does: the question is dropped, only its image stays."""
+    """Renders stage 1 as LLaVA does: the question is dropped, only its images stay."""
     if len(turns) != 2 or DEFAULT_IMAGE_TOKEN not in turns[0].text:
         raise SampleError(
             f"the plain template got {len(turns)} turns; expected a question with "
             f"{DEFAULT_IMAGE_TOKEN} and its answer. Use another template for chats and text.",
             "structure",
         )
-    text = DEFAULT_IMAGE_TOKEN + turns[1].text + conv.sep
-    span = Span(len(DEFAULT_IMAGE_TOKEN), len(text))
+    images = DEFAULT_IMAGE_TOKEN * turns[0].text.count(DEFAULT_IMAGE_TOKEN)
+    text = images + turns[1].text + conv.sep
+    span = Span(len(images), len(text))
     return Rendered(text, (span,) if turns[1].supervised else ())
 
 

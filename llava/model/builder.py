@@ -44,8 +44,7 @@ from llava.model.families import (
 from llava.model.language_model.causal_lm import get_family
 from llava.model.multimodal_encoder.families import portable_tower
 from llava.model.multimodal_projector.builder import (
-    load_weights,
-    projector_weights,
+    load_adapter,
     read_tensors,
 )
 from llava.model.tokenizer import (
@@ -346,8 +345,7 @@ def _fit_tokens(model: Any, tokenizer: Any) -> int:
 
 def _load_projector_file(model: Any, path: Path | None, num_new: int) -> None:
     assert path is not None
-    tensors = read_tensors(path)
-    load_weights(model.get_model().mm_projector, projector_weights(tensors, path), path)
+    tensors = load_adapter(model.get_model(), path)
     copy_token_rows(model, tensors, num_new, path)
 
 

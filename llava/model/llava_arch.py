@@ -28,7 +28,7 @@ from llava.model.multimodal_encoder.vision_tower import (
     build_vision_tower,
     notes_tokens,
 )
-from llava.model.multimodal_projector.builder import build_vision_projector, load_projector
+from llava.model.multimodal_projector.builder import build_vision_projector, load_adapter
 from llava.model.splice import (
     PackedRows,
     merge_flat,
@@ -105,9 +105,12 @@ class LlavaMetaModel:
     def _build_projector(self) -> None:
         config = self.config
         self.mm_projector = build_vision_projector(config)
-        if MultimodalConfig.from_config(config).has_image_newline:
-            newline = torch.randn(config.hidden_size) / config.hidden_size**0.5
-            self.image_newline = nn.Parameter(newline)
+        self._add_newline()
+
+    def _add_newline(self) -> None:
+        settings, size = MultimodalConfig.from_config(self.config), self.config.hidden_size
+        if settings.has_image_newline and not hasattr(self, "image_newline"):
+            self.image_newline = nn.Parameter(torch.randn(size) / size**0.5)
 
     def get_vision_tower(self) -> ImageEncoder | None:
         """The vision tower, or None; FSDP hides it in a list of one."""
@@ -137,10 +140,11 @@ class LlavaMetaModel:
             delattr(config, NUM_TOKENS_KEY)  # of another tower before
         if getattr(self, "mm_projector", None) is None:
             self._build_projector()
+        self._add_newline()  # of a checkpoint that had none
         # LoRA froze a projector that existed before
         self.mm_projector.requires_grad_(True)
         if model_args.pretrain_mm_mlp_adapter is not None:
-            load_projector(self.mm_projector, model_args.pretrain_mm_mlp_adapter)
+            load_adapter(self, model_args.pretrain_mm_mlp_adapter)
 
     def _set_up_tower(self, model_args: Any, hide: bool) -> ImageEncoder:
         """Loads the tower that `model_args` names; one that a checkpoint carried is kept."""
@@ -359,7 +363,8 @@ class LlavaMetaForCausalLM(ABC):
             dummy = self.encode_images(vision_tower.dummy_image.unsqueeze(0))
         else:
             dummy = self.project_features(torch.zeros(1, 1, self.config.mm_hidden_size))
-        return [dummy[0]] * len(input_ids)
+        newline = self.get_model().image_newline if self._settings.has_image_newline else None
+        return [merge_single(dummy, newline)] * len(input_ids)
 
     def _merge_tiles(
         self, features: Tensor, image_sizes: Sequence[tuple[int, int]] | None, index: int
@@ -387,8 +392,8 @@ class LlavaMetaForCausalLM(ABC):
                 f"{image_sizes}, which lacks image {index + 1}"
             )
         tiling = Tiling.of(settings, self.get_vision_tower().input_size, features.shape[1])
-        columns, rows = tiling.grid(image_sizes[index])
-        if len(features) != 1 + columns * rows:
+        if len(features) != tiling.num_tiles(image_sizes[index]):
+            columns, rows = tiling.grid(image_sizes[index])
             raise ConfigError(
                 f"image {index + 1} has {len(features) - 1} tiles, expected {columns} x {rows}: "
                 f"image_grid_pinpoints {settings.image_grid_pinpoints} must be multiples of "

@@ -181,6 +181,87 @@ class Tiling:
         merge_type = getattr(settings, "mm_patch_merge_type", None) or "flat"
         return cls(ratio, pinpoints, merge_type, side_px, num_tokens)
 
+    @classmethod
+    def of_training(cls, settings: Any) -> Tiling:
+        """Reads the arguments of a training, whose `image_processor` is set.
+
+        Raises:
+            ConfigError: See `of`.
+        """
+        processor = settings.image_processor
+        is_cut = is_tiled(settings.image_aspect_ratio)
+        num_tokens = int(getattr(processor, "num_image_tokens", 576))
+        return cls.of(settings, processor_side(processor) if is_cut else 0, num_tokens)
+
+    def check(self, max_length: int) -> None:
+        """Refuses settings that a training could not use.
+
+        Args:
+            max_length: Positions of the longest sample.
+
+        Raises:
+            ConfigError: They contradict each other, or an image leaves no room for text.
+        """
+        if not self.pinpoints:
+            return
+        side = math.isqrt(self.num_tokens)
+        uneven = [list(pair) for pair in self.pinpoints if any(n % self.side_px for n in pair)]
+        size = self.largest_size
+        num_positions = self.num_positions(size)
+        problems = {
+            f"--image_grid_pinpoints {uneven} are no multiples of {self.side_px}, the side of the "
+            "tower's images": bool(uneven),
+            f"--mm_patch_merge_type {self.merge_type} needs tiles of n x n positions, but the "
+            f"tower gives {self.num_tokens}: give --mm_patch_merge_type flat": (
+                self.merge_type != "flat" and side * side != self.num_tokens
+            ),
+            f"--image_aspect_ratio {self.aspect_ratio} needs --mm_patch_merge_type spatial_unpad, "
+            "whose map it shrinks": self.aspect_ratio != "anyres" and not self.unpads,
+            f"an image of {size[0]} x {size[1]} pixels takes {num_positions:,} positions, but "
+            f"--model_max_length is {max_length:,}: raise it, or give fewer tiles "
+            "(--image_grid_pinpoints, --image_aspect_ratio anyres_max_N)": (
+                num_positions >= max_length
+            ),
+        }
+        for problem, applies in problems.items():
+            if applies:
+                raise ConfigError(problem)
+
+    def prepare(
+        self, image: Image.Image, processor: Any, is_alone: bool = True, as_bytes: bool = False
+    ) -> Tensor:
+        """Prepares an RGB image for the tower.
+
+        Args:
+            image: The image.
+            processor: The tower's image processor.
+            is_alone: It is the only one of its sample, so it may be cut into tiles; one of several
+                is filled up to a square (LLaVA-NeXT).
+            as_bytes: See `preprocess_bytes`.
+
+        Returns:
+            [3, S, S]; where images are cut into tiles, [1 + tiles, 3, S, S] or [1, 3, S, S].
+        """
+        if self.pinpoints and not is_alone:
+            return prepare_image(image, processor, "pad", (), as_bytes)[None]
+        return prepare_image(image, processor, self.aspect_ratio, self.pinpoints, as_bytes)
+
+    def empty(self, processor: Any, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Returns the zeros that stand for the image of a sample without one: a single square."""
+        side = processor_side(processor)
+        pixels = torch.zeros(num_channels(processor), side, side, dtype=dtype)
+        return pixels[None] if self.pinpoints else pixels
+
+    @property
+    def largest_size(self) -> Size:
+        """(width, height) in pixels of an image that takes the most positions."""
+        return max(self.pinpoints, key=self.num_positions)
+
+    def num_tiles(self, size: Size | None) -> int:
+        """Returns how many images of the tower's size an image becomes, with the overview."""
+        columns, rows = (0, 0) if size is None or not self.pinpoints else self.grid(size)
+        return 1 + columns * rows
+
     @property
     def max_tiles(self) -> int | None:
         """N of `anyres_max_N`; None without a limit. Only maps without padding are shrunk."""
@@ -227,8 +308,7 @@ class Tiling:
         if not self.pinpoints:
             return self.num_tokens
         if self.merge_type == "flat":
-            columns, rows = (0, 0) if size is None else self.grid(size)
-            return self.num_tokens * (1 + columns * rows)
+            return self.num_tokens * self.num_tiles(size)
         if size is None:
             return self.num_tokens + self.unpads
         width, height = self.map_size(size)

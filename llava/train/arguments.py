@@ -98,7 +98,14 @@ class ModelArguments:
     mm_projector_type: str | None = field(default="linear")
     mm_use_im_start_end: bool = field(default=False)
     mm_use_im_patch_token: bool = field(default=True)
-    mm_patch_merge_type: str | None = field(default="flat")
+    mm_patch_merge_type: str | None = field(
+        default="flat",
+        metadata={
+            "help": "How tiles (--image_aspect_ratio anyres) become positions: flat: one after the "
+            "other; spatial: line by line of the whole image; spatial_unpad: the same without "
+            "padding, and with a trained newline after each line."
+        },
+    )
     mm_vision_select_feature: str | None = field(default="patch")
     s2: bool = field(
         default=False, metadata={"help": "Encode images at several scales (not in LLaVA)."}
@@ -147,7 +154,22 @@ class DataArguments:
     )
     is_multimodal: bool = False
     image_folder: str | None = field(default=None)
-    image_aspect_ratio: str = "square"
+    image_aspect_ratio: str = field(
+        default="square",
+        metadata={
+            "help": "square: crop the center; pad: fill up to a square; anyres: cut into tiles, "
+            "after an overview (LLaVA-1.6); anyres_max_N: the same, but with the positions of "
+            "about N tiles at most (LLaVA-NeXT; needs --mm_patch_merge_type spatial_unpad). Of "
+            "several images in a sample each is filled up to a square."
+        },
+    )
+    image_grid_pinpoints: str | None = field(
+        default=None,
+        metadata={
+            "help": "Sizes that anyres cuts images to: a list of (width, height) in pixels, or a "
+            "range of tiles such as '(1x1),...,(6x6)'."
+        },
+    )
     max_drop_rate: float = field(
         default=0.0,
         metadata={"help": "Share of unusable samples that is tolerated, counted and reported."},

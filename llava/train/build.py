@@ -3,9 +3,10 @@
 Input: the flags. Output: a model for the trainer, with `requires_grad` set on every parameter, its
 tokenizer, image processor and conversation template. `train.py` calls these functions one after the
 other. Rules of what is trained: the projector stage trains the projector alone; the fine-tuning
-stage trains projector and language model; the tower is frozen in both, unless `--mm_tunable_parts`
-names it. Of the tower, only what the features depend on is trained: the layers up to the selected
-one, or the last few of them, and what lies before them.
+stage trains projector and language model; both train the newline of tiles, if there is one; the
+tower is frozen in both, unless `--mm_tunable_parts` names it. Of the tower, only what the features
+depend on is trained: the layers up to the selected one, or the last few of them, and what lies
+before them.
 Non-goals: data (`llava.data`), the training loop.
 """
 
@@ -52,6 +53,7 @@ from llava.model.checkpoint import (
 )
 from llava.model.families import MULTIMODAL_PARTS, linear_layers, text_part
 from llava.model.language_model.causal_lm import choose_attention
+from llava.model.tiles import Tiling
 from llava.model.tokenizer import load_tokenizer, resize_to_tokenizer
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
 
@@ -204,6 +206,7 @@ def _compare_with_checkpoint(config: Mapping[str, Any], model_args: ModelArgumen
         "version": name,
         "vision_tower": None if is_same_tower else tower,
         "mm_vision_select_layer": config.get("mm_vision_select_layer"),
+        "mm_patch_merge_type": config.get("mm_patch_merge_type"),
     }
     told += [
         f"it was trained with --{flag} {was}, not {now}"
@@ -400,6 +403,7 @@ def add_vision(
 
     Raises:
         CheckpointError: The tower or the projector file cannot be read or does not fit.
+        ConfigError: Images cannot be cut into tiles as the flags say.
     """
     training_args.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter  # type: ignore[attr-defined]
     training_args.use_im_start_end = model_args.mm_use_im_start_end  # type: ignore[attr-defined]
@@ -428,6 +432,8 @@ def add_vision(
         model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
     data_args.image_processor = tower.image_processor  # type: ignore[attr-defined]
     data_args.is_multimodal = True
+    data_args.mm_patch_merge_type = model_args.mm_patch_merge_type  # type: ignore[attr-defined]
+    Tiling.of_training(data_args).check(training_args.model_max_length)
     return tower.image_processor
 
 
@@ -584,7 +590,7 @@ _MARKS = {
 
 _PARTS_NAMED = {
     TOWER_PART: (TOWER,),
-    PROJECTOR_PART: (PROJECTOR,),
+    PROJECTOR_PART: (PROJECTOR, NEWLINE),
     LANGUAGE_PART: (LANGUAGE_MODEL, HEAD, NEWLINE),
 }
 
@@ -609,7 +615,7 @@ def trained_parts(model_args: ModelArguments, training_args: TrainingArguments) 
     LoRA adapters are trained in place of the language model, its head and the tower.
     """
     if model_args.tune_mm_mlp_adapter:
-        return {PROJECTOR}
+        return {PROJECTOR, NEWLINE}
     named = split_parts(model_args.mm_tunable_parts)
     parts = {part for name in named for part in _PARTS_NAMED[name]}
     if not named:
@@ -676,6 +682,12 @@ def _table(counts: Collection[PartCount]) -> str:
     return "\n".join([f"{'part':<15}{'trainable':>15}{'all':>15}  dtype", *rows])
 
 
+def _pinpoints(data_args: DataArguments) -> dict[str, Any]:
+    """Returns the key of `config.json` for the sizes that images are cut to, as LLaVA writes it."""
+    pinpoints = Tiling.of_training(data_args).pinpoints
+    return {"image_grid_pinpoints": [list(pair) for pair in pinpoints]} if pinpoints else {}
+
+
 def write_config(
     model: Any,
     tokenizer: Any,
@@ -696,6 +708,7 @@ def write_config(
     if model_args.vision_tower is not None:
         keys |= {
             "image_aspect_ratio": data_args.image_aspect_ratio,
+            **_pinpoints(data_args),
             "tune_mm_mlp_adapter": model_args.tune_mm_mlp_adapter,
             "freeze_mm_mlp_adapter": training_args.freeze_mm_mlp_adapter,
             "mm_use_im_start_end": model_args.mm_use_im_start_end,

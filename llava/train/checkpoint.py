@@ -50,7 +50,7 @@ from llava.model.builder import NON_LORA_FILE
 from llava.model.checkpoint import PROJECTOR_FILE
 from llava.model.multimodal_projector.builder import (
     gathered,
-    load_projector,
+    load_adapter,
     read_tensors,
 )
 
@@ -336,7 +336,7 @@ _RESULT_FLAGS = (
     "mm_tunable_parts mm_vision_tower_lr mm_vision_tower_last_layers "
     "tune_mm_mlp_adapter freeze_mm_mlp_adapter freeze_backbone lora_enable lora_r lora_alpha "
     "lora_dropout lora_bias bits version mm_vision_select_layer mm_projector_type "
-    "image_aspect_ratio alignment_loss"
+    "image_aspect_ratio image_grid_pinpoints mm_patch_merge_type alignment_loss"
 ).split()
 _SETTINGS = "settings"
 _PLACES = ("model_name_or_path", "vision_tower", "pretrain_mm_mlp_adapter", "data_path")
@@ -443,7 +443,7 @@ def _fingerprint(tokenizer: Any) -> str | None:
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
-PROJECTOR_KEYS = ("mm_projector", "vision_resampler")
+PROJECTOR_KEYS = ("mm_projector", "vision_resampler", "image_newline")
 EMBEDDING_KEYS = ("embed_tokens", "embed_in")
 
 
@@ -516,7 +516,7 @@ def get_mm_adapter_state_maybe_zero_3(
 def save_projector(
     model: nn.Module, path: Path, with_embeddings: bool = False, is_writer: bool = True
 ) -> None:
-    """Writes the projector's weights in the dtype in which they are trained.
+    """Writes the weights of projector and newline in the dtype in which they are trained.
 
     Args:
         model: A model with a projector.
@@ -537,8 +537,7 @@ def load_adapter_state(model: Any, folder: Path) -> None:
     Raises:
         CheckpointError: The file is missing, truncated or does not fit.
     """
-    tensors = read_tensors(folder / PROJECTOR_FILE)
-    load_projector(model.get_model().mm_projector, folder / PROJECTOR_FILE)
+    tensors = load_adapter(model.get_model(), folder / PROJECTOR_FILE)
     rows = next((t for n, t in tensors.items() if any(key in n for key in EMBEDDING_KEYS)), None)
     if rows is not None:
         weight = model.get_input_embeddings().weight

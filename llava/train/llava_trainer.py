@@ -439,16 +439,16 @@ def describe_batch(inputs: dict[str, Any], num_image_positions: int = 0) -> str:
     ids = inputs["input_ids"]
     mask = inputs.get("attention_mask")
     lengths = [ids.shape[1]] * len(ids) if mask is None else mask.sum(1).tolist()
-    # [3, S, S] and [P, D] are one image, [tiles, ...] are several
     images = inputs.get("images", inputs.get("image_features"))
-    num_images = sum(
-        len(image) if image.ndim > 3 else 1 for image in (() if images is None else images)
-    )
+    num_images = 0 if images is None else len(images)
     text = (
         f"{len(ids)} samples of {min(lengths):,} to {max(lengths):,} tokens, {sum(lengths):,} in "
         f"all ({ids.numel():,} with padding)"
     )
-    if num_images:
+    if counts := inputs.get("image_positions"):
+        positions, tiles = map(sum, zip(*counts, strict=True))
+        text += f", and {tiles} tiles of images in {positions:,} positions"
+    elif num_images:
         text += f", and {num_images} images of {num_image_positions:,} positions each"
     return text
 

@@ -45,6 +45,7 @@ from transformers import Trainer, TrainerCallback
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import ConfigError
 from llava.model.loss import token_loss_hook
+from llava.model.tiles import is_tiled
 from llava.train.flops import (
     LanguageModelShape,
     ModelShape,
@@ -128,18 +129,28 @@ def token_quantities(labels: Tensor, losses: Tensor, is_right: Tensor) -> dict[s
     return dict(zip(("loss", "correct", "tokens"), sums.unbind(1), strict=True), misfits=misfits)
 
 
-def position_quantities(inputs: Mapping[str, Any], num_image_tokens: int) -> dict[str, Tensor]:
+def position_quantities(
+    inputs: Mapping[str, Any],
+    num_image_tokens: int,
+    image_positions: Sequence[tuple[int, int]] | None = None,
+) -> dict[str, Tensor]:
     """Counts real and padded positions, and what the number of operations is computed from.
 
     Args:
         inputs: `input_ids` [B, T] with image sentinels, `labels`, perhaps `attention_mask`, and
             `packing` if the samples form one row.
         num_image_tokens: Positions that an image takes.
+        image_positions: Positions of the images of each sample, and their tiles, where images are
+            cut into tiles; a tile then counts as an image.
     """
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     images = (ids == IMAGE_TOKEN_INDEX).sum(dim=1)
     own = torch.ones_like(ids) if mask is None else mask.bool()
-    lengths = (own.sum(dim=1) + images * (num_image_tokens - 1)).float()
+    further = images * (num_image_tokens - 1)
+    if image_positions is not None:
+        counts = torch.tensor(image_positions).to(ids.device, non_blocking=True)
+        further, images = counts[:, 0] - images, counts[:, 1]
+    lengths = (own.sum(dim=1) + further).float()
     return {
         "real": lengths,
         "padded": lengths if inputs.get("packing") else lengths.max().expand_as(lengths),
@@ -174,7 +185,7 @@ def group_metrics(sums: Sums, prefix: str = "") -> dict[str, float]:
 
 
 # entries that are taken out of a batch before the model sees it
-BATCH_NOTES = ("groups", "units", "sample_ids")
+BATCH_NOTES = ("groups", "units", "sample_ids", "image_positions")
 ExtraLoss = Callable[[nn.Module, Mapping[str, Any]], Tensor]
 
 
@@ -199,6 +210,9 @@ class WatchedTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self._extra_loss, self._extra_evaluation = extra_loss, extra_evaluation
         self._shape = shape_of(self.model)
+        ratio = getattr(getattr(self.model, "config", None), "image_aspect_ratio", None)
+        # tiles are counted where images are cut
+        self._counts_images = not is_tiled(ratio)
         # by `model.training`
         self._sums = {True: GroupSums(), False: GroupSums()}
         self._since: float | None = None  # set by the first batch
@@ -271,8 +285,9 @@ class WatchedTrainer(Trainer):
         if labels is None or "input_ids" not in inputs:
             return
         quantities: dict[str, Tensor] = {}
-        if training and self._shape is not None:
-            quantities = position_quantities(inputs, self._shape.num_image_tokens)
+        counts = notes["image_positions"]
+        if training and self._shape is not None and (self._counts_images or counts):
+            quantities = position_quantities(inputs, self._shape.num_image_tokens, counts)
         if tokens:
             losses, is_right = (torch.cat(chunks) for chunks in zip(*tokens, strict=True))
             quantities |= token_quantities(labels, losses, is_right)
@@ -388,13 +403,9 @@ def _total(ranks: Iterable[Sums]) -> Sums:
 
 
 def shape_of(model: Any) -> ModelShape | None:
-    """Returns the sizes of a model in training; None if its architecture is unknown.
-
-    The number of positions of tiled images differs from image to image, so None is returned for
-    such models, too.
-    """
+    """Returns the sizes of a model in training; None if its architecture is unknown."""
     config = getattr(model, "config", None)
-    if config is None or getattr(config, "image_aspect_ratio", None) == "anyres":
+    if config is None:
         return None
     tower = getattr(model, "get_vision_tower", lambda: None)()
     try:

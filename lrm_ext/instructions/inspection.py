@@ -69,9 +69,9 @@ def conversation_for(
 def encode_sample(sample: Sample, template: str, tokenizer: Any) -> Encoded:
     """Encodes a sample as training does."""
     _, conv = conversation_for(sample, template, tokenizer)
-    has_image = sample.image is not None
-    turns = place_images(sample.turns, conv) if has_image else sample.turns
-    return encode_turns(turns, conv, tokenizer, has_image)
+    num_images = len(sample.images)
+    turns = place_images(sample.turns, conv, num_images=num_images) if num_images else sample.turns
+    return encode_turns(turns, conv, tokenizer, num_images > 0)
 
 
 def describe_sample(sample: Sample) -> Text:
@@ -86,7 +86,7 @@ def describe_sample(sample: Sample) -> Text:
 
 def describe_prompt(sample: Sample, conv: Conversation, color: bool) -> Text:
     """Returns the prompt of a sample in a template, with supervised parts marked."""
-    rendered = render(place_images(sample.turns, conv), conv)
+    rendered = render(place_images(sample.turns, conv, num_images=len(sample.images)), conv)
     # every second piece is a supervised span
     borders = [0, *chain.from_iterable(rendered.spans), len(rendered.text)]
     pieces = (rendered.text[start:end] for start, end in pairwise(borders))

@@ -58,6 +58,7 @@ class StageSettings:
         caches_features: Whether the tower's outputs are read from a cache.
         selects_logits: Whether the loss computes logits of supervised positions only, in chunks.
         tower_tuning: How the vision tower is trained; None if it is frozen.
+        num_tiles: Images of the tower's size that a sample has, mean.
     """
 
     trained: str
@@ -73,6 +74,12 @@ class StageSettings:
     caches_features: bool = False
     selects_logits: bool = True
     tower_tuning: TowerTuning | None = None
+    num_tiles: float = 1.0
+
+    @property
+    def num_images(self) -> float:
+        """Images of the tower's size in a micro-batch, mean."""
+        return self.batch_size * self.num_tiles
 
     @property
     def num_devices(self) -> int:
@@ -239,7 +246,7 @@ def _image_parts(shape: ModelShape, settings: StageSettings) -> tuple[float, flo
     if tower is None:
         return 0.0, 0.0, 0.0
     width = tower.hidden_size + 2 * shape.language_model.hidden_size
-    kept = settings.batch_size * shape.num_image_tokens * width * e
+    kept = settings.num_images * shape.num_image_tokens * width * e
     pixels = 0 if settings.caches_features else 4 * tower.num_pixels
     outputs = tower.num_patches * tower.hidden_size * e
     frozen = tower.num_parameters * e
@@ -247,7 +254,7 @@ def _image_parts(shape: ModelShape, settings: StageSettings) -> tuple[float, flo
         # the rest of a tower in training has its dtype
         rest = tower.num_parameters - tower.num_tuned(settings.tower_tuning)
         frozen = rest * (e if settings.zero_stage else 4)
-    return frozen, kept, settings.batch_size * (pixels + outputs)
+    return frozen, kept, settings.num_images * (pixels + outputs)
 
 
 def _tunes_weights(settings: StageSettings) -> bool:
@@ -268,7 +275,7 @@ def _tower_activations(
         _activations(
             _tuned_blocks(part, tuning),
             as_stage,
-            settings.batch_size * (part.num_patches + part.num_before_patches),
+            settings.num_images * (part.num_patches + part.num_before_patches),
         )
         for part in tower.parts
     ]

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from rich.table import Table
 
+from llava.data.sample import Sample
 from llava.errors import ConfigError
 from llava.train.flops import (
     ADAPTERS,
@@ -210,7 +212,8 @@ def _plan_stage(
     wishes: Wishes,
 ) -> StagePlan:
     settings = settings_of(flags, num_gpus)
-    data = measure_data(flags, shape.num_image_tokens, settings.samples_a_step, wishes)
+    data = measure_data(flags, shape, settings.samples_a_step, wishes)
+    settings = replace(settings, num_tiles=data.num_tiles)
     limit = int(flags.get("model_max_length", 2048))
     at_mean = (data.num_positions, data.num_supervised)
     at_limit = (limit, data.num_supervised * limit / data.num_positions)
@@ -218,6 +221,7 @@ def _plan_stage(
         data.num_positions,
         data.num_supervised,
         settings.trained,
+        num_images=data.num_tiles,
         tower_runs=not settings.caches_features,
         lora_rank=settings.lora_rank,
         tower_tuning=settings.tower_tuning,
@@ -319,10 +323,11 @@ class StageData:
 
     Attributes:
         num_samples: Samples of all epochs.
-        num_positions: Mean positions of a sample, including those of its image.
+        num_positions: Mean positions of a sample, including those of its images.
         num_supervised: Mean supervised positions of a sample.
         source_of_samples: Source of their number.
         source_of_lengths: Source of their length.
+        num_tiles: Mean number of images of the tower's size: one, or the tiles of the images.
     """
 
     num_samples: int
@@ -330,11 +335,12 @@ class StageData:
     num_supervised: float
     source_of_samples: str
     source_of_lengths: str
+    num_tiles: float = 1.0
 
 
 def measure_data(
     flags: Mapping[str, str],
-    num_image_tokens: int,
+    shape: ModelShape,
     samples_a_step: int,
     wishes: Wishes,
 ) -> StageData:
@@ -342,17 +348,23 @@ def measure_data(
 
     Args:
         flags: Flags of the stage.
-        num_image_tokens: Positions of an image.
+        shape: Sizes of the model.
         samples_a_step: Global batch size, for flags that give a number of steps.
         wishes: Values that the user gives, which take precedence.
 
     Raises:
         UserError: The corpus or the mixture exists but cannot be read.
     """
-    num_measured, text, supervised, source = _measure(flags) or (
-        None, float(ASSUMED_TEXT_TOKENS), None, "assumed, the corpus is not here",
+    tiling = _tiling(flags, shape)
+    num_measured, text, supervised, source, images = _measure(flags, tiling) or (
+        None, float(ASSUMED_TEXT_TOKENS), None, "assumed, the corpus is not here", None,
     )  # fmt: skip
     lengths = source
+    num_in_images, num_tiles = float(shape.num_image_tokens), 1.0
+    if tiling is not None:
+        size = tiling.largest_size
+        num_in_images, num_tiles = images or (tiling.num_positions(size), tiling.num_tiles(size))
+        lengths += "" if images else f"; images of {size[0]} x {size[1]} pixels"
     if wishes.text_tokens is not None:
         text, supervised, lengths = wishes.text_tokens, None, "as given"
     if wishes.supervised_tokens is not None:
@@ -368,14 +380,47 @@ def measure_data(
         num_samples = round(num_measured * float(flags.get("num_train_epochs", 1)))
     else:
         num_samples, source = PAPER_SAMPLES, "the paper's"
-    return StageData(num_samples, text + num_image_tokens, supervised, source, lengths)
+    return StageData(num_samples, text + num_in_images, supervised, source, lengths, num_tiles)
 
 
-def _measure(flags: Mapping[str, str]) -> tuple[int, float, float | None, str] | None:
-    """Measures number of samples, mean text tokens and mean supervised tokens.
+def _tiling(flags: Mapping[str, str], shape: ModelShape) -> Any:
+    """Returns how images are cut into tiles (`llava.model.tiles.Tiling`); None if they are not."""
+    ratio = flags.get("image_aspect_ratio", "square")
+    if not ratio.startswith("anyres") or shape.tower is None:
+        return None
+    from llava.model.tiles import Tiling  # torch is not needed otherwise
+
+    parts = getattr(shape.tower, "parts", (shape.tower,))
+    side_px = max(part.image_size_px for part in parts)
+    return Tiling.of(SimpleNamespace(**flags), side_px, shape.num_image_tokens)
+
+
+def _image_counts(
+    samples: Sequence[Sample], folder: Path, tiling: Any
+) -> tuple[float, float] | None:
+    """Returns the mean positions and tiles of the images of samples; None if they are not here."""
+    from llava.images import image_size
+
+    sizes: list[tuple[int, int] | None] = []
+    for sample in samples:
+        paths = [folder / image for image in sample.images]
+        if not all(map(Path.is_file, paths)):
+            return None
+        sizes += [image_size(path) if len(paths) == 1 else None for path in paths]
+    positions, tiles = (
+        sum(map(count, sizes)) / len(samples) for count in (tiling.num_positions, tiling.num_tiles)
+    )
+    return positions, tiles
+
+
+def _measure(
+    flags: Mapping[str, str], tiling: Any
+) -> tuple[int, float, float | None, str, tuple[float, float] | None] | None:
+    """Measures number of samples, mean text tokens, mean supervised tokens, and images.
 
     Returns:
-        These values and their source; None if corpus or tokenizer is missing.
+        The numbers, their source, and the mean positions and tiles of images if they are cut;
+        None if corpus or tokenizer is missing.
     """
     corpus_path, mixture_path = _find(flags.get("corpus_path")), _find(flags.get("mixture_path"))
     model_path = _find(flags.get("model_name_or_path"))
@@ -390,16 +435,19 @@ def _measure(flags: Mapping[str, str]) -> tuple[int, float, float | None, str] |
     from lrm_ext.mixture.spec import MixtureSpec
 
     spec = MixtureSpec() if mixture_path is None else MixtureSpec.from_toml(mixture_path)
-    mixture = Mixture(spec, Corpus.open(corpus_path))
+    corpus = Corpus.open(corpus_path)
+    mixture = Mixture(spec, corpus)
     tokenizer = load_tokenizer(model_path)
     count = min(_NUM_MEASURED, len(mixture))
-    encoded = [encode_sample(mixture.sample(i), flags["version"], tokenizer) for i in range(count)]
+    samples = [mixture.sample(i) for i in range(count)]
+    encoded = [encode_sample(sample, flags["version"], tokenizer) for sample in samples]
     tokens = [token for each in encoded for token in each.input_ids]
     labels = [label for each in encoded for label in each.labels]
     num_text = len(tokens) - tokens.count(IMAGE_TOKEN_INDEX)
     num_supervised = len(labels) - labels.count(IGNORE_INDEX)
     source = f"{count} samples of {flags['corpus_path']}"
-    return len(mixture), num_text / count, num_supervised / count, source
+    images = tiling and _image_counts(samples, corpus.image_root, tiling)
+    return len(mixture), num_text / count, num_supervised / count, source, images
 
 
 def _find(name: str | None) -> Path | None:

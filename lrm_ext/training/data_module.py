@@ -29,10 +29,12 @@ from transformers import TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llava.conversation import ChatConversation, Conversation
-from llava.errors import ConfigError
+from llava.errors import ConfigError, DataError
 from llava.files import write_atomically
+from llava.model.tiles import Tiling, is_tiled
 from llava.train.arguments import DataContext, refuse
 from llava.train.train import NamedCollator, default_data_module
+from lrm_ext.corpus.columns import num_images
 from lrm_ext.corpus.store import (
     ENGLISH,
     AnyCorpus,
@@ -138,12 +140,17 @@ def _alignment(
     """Makes the alignment loss, if its flag is set.
 
     Raises:
-        ConfigError: The model has no images, or its weights are sharded.
+        ConfigError: The model has no images, they are cut into tiles, or its weights are sharded.
     """
     if not arguments.alignment_loss:
         return {}
     if not context.data_args.is_multimodal:
         raise ConfigError("--alignment_loss needs a --vision_tower: there is nothing to align")
+    if is_tiled(context.data_args.image_aspect_ratio):
+        raise ConfigError(
+            "--alignment_loss compares whole images with texts: leave it out with "
+            f"--image_aspect_ratio {context.data_args.image_aspect_ratio}"
+        )
     dataset.extend = Renderings(dataset.mixture.corpus, context.tokenizer)
     projector = context.model.get_model().mm_projector
     return {"extra_loss": AlignmentLoss(arguments.alignment_loss, projector, context.training_args)}
@@ -249,25 +256,45 @@ def _dataset(context: DataContext, arguments: LrmArguments, mixture: Mixture) ->
     tower = context.model.get_vision_tower() if context.data_args.is_multimodal else None
     images: ImageLoader | FeatureCache | None = None
     if tower is not None:
-        images = ImageLoader(
-            context.image_processor, context.data_args.image_aspect_ratio, arguments.jpeg_draft
-        )
+        tiling = Tiling.of_training(context.data_args)
+        images = ImageLoader(context.image_processor, tiling, arguments.jpeg_draft)
         if _caches_features(arguments, tower):
             images = _features(context, arguments, mixture.corpus, tower, images)
+    limits = SampleLimits(
+        max_length=context.training_args.model_max_length,
+        num_image_tokens=0 if tower is None else tower.num_image_tokens,
+        max_drop_rate=context.data_args.max_drop_rate,
+    )
+    _check_images(mixture.corpus, limits)
     return MixtureDataset(
         mixture,
         context.tokenizer,
         str(context.model_args.version),
-        SampleLimits(
-            max_length=context.training_args.model_max_length,
-            num_image_tokens=0 if tower is None else tower.num_image_tokens,
-            max_drop_rate=context.data_args.max_drop_rate,
-        ),
+        limits,
         images,
         context.model_args.mm_use_im_start_end,
         arguments.encode_cache,
         context.conversation,
     )
+
+
+def _check_images(corpus: AnyCorpus, limits: SampleLimits) -> None:
+    """Refuses rows with more images than a sample has room for, before the first step.
+
+    Raises:
+        DataError: There is one, and no sample may be lost.
+    """
+    for part in parts_of(corpus) if not limits.max_drop_rate else ():
+        for batch in part.row_batches():
+            counts = num_images(batch)
+            num_positions = counts * limits.num_image_tokens
+            for i in np.flatnonzero((counts > 1) & (num_positions >= limits.max_length)).tolist():
+                raise DataError(
+                    f"{part.path}: sample {batch.column('id')[i].as_py()!r}: its {counts[i]} "
+                    f"images take {num_positions[i]:,} positions, but --model_max_length is "
+                    f"{limits.max_length:,}: raise it, split the sample, or tolerate a share of "
+                    "such samples with --max_drop_rate."
+                )
 
 
 def _conversation(context: DataContext) -> Conversation:
@@ -313,16 +340,18 @@ def _features(
     if arguments.feature_cache in (WITH_CACHE, AUTO_CACHE):
         root = corpus.path.resolve().parent / FEATURE_DIR
     args = context.training_args
-    paths = [path for i in range(len(corpus)) for path in corpus.image_paths(i)]
+    rows = [corpus.image_paths(i) for i in range(len(corpus))]
     # the first process of a machine computes them, the others read them
     with args.main_process_first(desc="vision features"):
         cache = FeatureCache(root, tower, loader, arguments.feature_cache_dtype)
-        cache.add(
-            paths,
-            tower,
-            args.dataloader_num_workers,
-            tolerates_broken=context.data_args.max_drop_rate > 0,
-        )
+        for is_alone in (True, False):
+            cache.add(
+                [path for row in rows if (len(row) == 1) == is_alone for path in row],
+                tower,
+                args.dataloader_num_workers,
+                tolerates_broken=context.data_args.max_drop_rate > 0,
+                is_alone=is_alone,
+            )
     return cache
 
 

@@ -28,7 +28,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from llava.constants import IGNORE_INDEX
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import ChatConversation, Conversation, get_conversation
 from llava.data.dataset import EventCounts
 from llava.data.sample import Sample, SampleError, Turn
@@ -118,8 +118,8 @@ class SampleLimits:
     """Limits of samples.
 
     Attributes:
-        max_length: Positions in the model, including the image's.
-        num_image_tokens: Positions that an image takes.
+        max_length: Positions in the model, including the images'.
+        num_image_tokens: Positions that an image takes that is not cut into tiles.
         max_drop_rate: Share of samples, overall and in each language, that may be dropped because
             even their first round is too long or their image is broken; with 0 the first one is an
             error.
@@ -138,10 +138,10 @@ class EncodedItem:
         id: The sample's id.
         row: Its row in the corpus.
         lang: Its language in the mixture.
-        has_image: Whether it has an image.
-        input_ids: [T] int32, -200 for the image.
+        image_positions: Positions that each of its images takes.
+        input_ids: [T] int32, -200 for an image.
         labels: [T] int32, not shifted.
-        length: Positions in the model, including the image's.
+        length: Positions in the model, including the images'.
         groups: Names of the groups whose metrics it counts in.
         units: Number of characters and UTF-8 bytes of its answers.
     """
@@ -149,7 +149,7 @@ class EncodedItem:
     id: str
     row: int
     lang: str
-    has_image: bool
+    image_positions: tuple[int, ...]
     input_ids: npt.NDArray[np.int32]
     labels: npt.NDArray[np.int32]
     length: int
@@ -235,8 +235,9 @@ class MixtureDataset(Dataset[dict[str, Any]]):
 
         Returns:
             `input_ids` [T] and `labels` [T] (int64), `id`, and with a tower `image` [3, S, S]
-            (bytes, if the processor allows it) or `image_features` [P, D]; zeros for a text-only
-            sample.
+            (bytes, if the processor allows it) or `image_features` [P, D], with tiles before them
+            if images are cut, or a list of several; zeros for a text-only sample. With tiles also
+            `image_sizes` and `image_positions`, see LLaVA's collator.
 
         Raises:
             DataError: The sample is too long, or its image is broken, and no sample may be lost.
@@ -254,13 +255,12 @@ class MixtureDataset(Dataset[dict[str, Any]]):
         if self.extend is not None:
             item |= self.extend(encoded)
         if self._images is not None:
-            name = self._images.entry
             self.sample_losses.count(READ, encoded.lang)
             try:
-                paths = self.mixture.corpus.image_paths(encoded.row) if encoded.has_image else ()
-                item[name] = self._images(paths[0]) if paths else self._images.empty
+                item |= self._slots(self._images, encoded)
             except DataError as error:
-                item[name] = self._images.empty
+                slots = [self._images.empty] * max(len(encoded.image_positions), 1)
+                item |= self._entries(self._images, slots, [(0, 0)] * len(slots), (0, 0))
                 # a replacement would come twice in the epoch
                 what = f"{self._named(encoded.id, encoded.lang)}: {str(error).rstrip('.')}"
                 self.sample_losses.lose(BROKEN, encoded.lang, what, "Fix it")
@@ -271,6 +271,44 @@ class MixtureDataset(Dataset[dict[str, Any]]):
             if "image_number" in item:
                 item["image_number"] = -1
         return item
+
+    def _slots(self, images: ImageLoader | FeatureCache, encoded: EncodedItem) -> dict[str, Any]:
+        """Returns the entries of an item for its images.
+
+        Raises:
+            DataError: An image cannot be read.
+        """
+        paths = self.mixture.corpus.image_paths(encoded.row)
+        positions = encoded.image_positions
+        kept = paths[: len(positions)]
+        slots = [images(path, is_alone=len(paths) == 1) for path in kept]
+        sizes = [images.size(path) for path in kept] if images.tiling.pinpoints else []
+        counts = sum(positions), sum(map(len, slots))
+        return self._entries(images, slots or [images.empty], sizes or [(0, 0)], counts)
+
+    @staticmethod
+    def _entries(
+        images: ImageLoader | FeatureCache,
+        slots: list[torch.Tensor],
+        sizes: list[tuple[int, int]],
+        counts: tuple[int, int],
+    ) -> dict[str, Any]:
+        entries: dict[str, Any] = {images.entry: slots[0] if len(slots) == 1 else slots}
+        if images.tiling.pinpoints:
+            entries |= {"image_sizes": sizes, "image_positions": counts}
+        return entries
+
+    def _positions(self, row: int, num_images: int) -> tuple[int, ...]:
+        """Returns the positions of the first images of a row."""
+        if self._images is None or not self._images.tiling.pinpoints:
+            return (self.limits.num_image_tokens,) * num_images
+        paths, size = self.mixture.corpus.image_paths(row), None
+        if len(paths) == 1:
+            try:
+                size = self._images.size(paths[0])
+            except DataError:  # reading the image for training says so
+                log.debug("%s: its size cannot be read", paths[0])
+        return (self._images.tiling.num_positions(size),) * num_images
 
     def _named(self, sample_id: str, what: str) -> str:
         return f"{self.mixture.corpus.path}: sample {sample_id!r} ({what})"
@@ -310,7 +348,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
             own = in_language(self.version, self._conversation, sample.lang)
             self._in_language[sample.lang] = own
         conv = self._in_language[sample.lang]
-        turns = place_images(sample.turns, conv, self._start_end)
+        turns = place_images(sample.turns, conv, self._start_end, len(sample.images))
         item = whole = self._encode_turns(sample, draw, conv, turns)
         self.sample_losses.count(ENCODED, draw.lang)
         # keep as many of the first rounds as fit
@@ -324,7 +362,7 @@ class MixtureDataset(Dataset[dict[str, Any]]):
             item = whole
             what = (
                 f"{self._named(sample.id, f'{draw.lang}, {draw.instruction}')} takes "
-                f"{item.length} positions with its image, --model_max_length is {limit}"
+                f"{item.length} positions with its images, --model_max_length is {limit}"
             )
             self.sample_losses.lose(TOO_LONG, draw.lang, what, "Raise it")
             log.debug("%s; left out", what)
@@ -336,20 +374,21 @@ class MixtureDataset(Dataset[dict[str, Any]]):
     def _encode_turns(
         self, sample: Sample, draw: Draw, conv: Conversation, turns: Sequence[Turn]
     ) -> EncodedItem:
-        has_image = sample.image is not None
         try:
-            encoded = encode_turns(turns, conv, self.tokenizer, has_image)
+            encoded = encode_turns(turns, conv, self.tokenizer, bool(sample.images))
         except SampleError as error:
             raise DataError(f"{self._named(sample.id, draw.lang)}: {error}") from None
+        num_images = encoded.input_ids.count(IMAGE_TOKEN_INDEX) if sample.images else 0
+        positions = self._positions(draw.row, num_images)
         answers = "".join(turn.text for turn in turns if turn.role == "gpt")
         return EncodedItem(
             id=sample.id,
             row=draw.row,
             lang=draw.lang,
-            has_image=has_image,
+            image_positions=positions,
             input_ids=np.asarray(encoded.input_ids, dtype=np.int32),
             labels=np.asarray(encoded.labels, dtype=np.int32),
-            length=len(encoded.input_ids) + has_image * (self.limits.num_image_tokens - 1),
+            length=len(encoded.input_ids) + sum(positions) - num_images,
             groups=(draw.lang, draw.instruction, f"{draw.lang}/{draw.instruction}"),
             units={"character": len(answers), "byte": len(answers.encode())},
         )

@@ -4,12 +4,14 @@ In: `mm_projector_type`, `mm_hidden_size` and `hidden_size` of a configuration. 
 [..., mm_hidden_size] -> [..., hidden_size], whose parameter names are part of the checkpoint
 format (`weight`, `bias`; `0.*`, `2.*`, ...). The file of the first training stage,
 `mm_projector.bin`, holds tensors (torch pickle or safetensors) whose keys contain `mm_projector.`,
-perhaps with `model.embed_tokens.weight` beside them; `llava.train` writes it.
+perhaps with `model.embed_tokens.weight` and `model.image_newline` beside them; `llava.train` writes
+it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +23,8 @@ from torch import Tensor, nn
 
 from llava.errors import CheckpointError, ConfigError
 from llava.model.checkpoint import UNREADABLE
+
+log = logging.getLogger(__name__)
 
 
 class IdentityMap(nn.Module):
@@ -119,13 +123,31 @@ def projector_weights(tensors: dict[str, Tensor], where: str | Path) -> dict[str
     return weights
 
 
-def load_projector(projector: nn.Module, path: str | Path) -> None:
-    """Loads a projector file into `projector`, whose dtype and device stay.
+def load_adapter(model: Any, path: str | Path) -> dict[str, Tensor]:
+    """Loads a projector file into a model, whose dtype and device stay.
+
+    The file also holds the newline of tiles, if the model that was trained had one. LLaVA's files
+    do not; a newline then keeps its value.
+
+    Args:
+        model: An inner model with `mm_projector`, perhaps with `image_newline`.
+        path: The file.
+
+    Returns:
+        All tensors of the file.
 
     Raises:
         CheckpointError: Names or shapes differ, or the file is unreadable.
     """
-    load_weights(projector, projector_weights(read_tensors(path), path), path)
+    tensors = read_tensors(path)
+    load_weights(model.mm_projector, projector_weights(tensors, path), path)
+    newline = getattr(model, "image_newline", None)
+    found = next((value for name, value in tensors.items() if "image_newline" in name), None)
+    if newline is not None and found is None:
+        log.warning("%s holds no image_newline: it begins with random values", path)
+    elif newline is not None:
+        load_weights(nn.ParameterDict({"image_newline": newline}), {"image_newline": found}, path)
+    return tensors
 
 
 def load_weights(projector: nn.Module, weights: dict[str, Tensor], where: str | Path) -> None:

@@ -118,11 +118,6 @@ def test_pad_keeps_the_whole_picture_and_square_does_not_add_colour(build):
         (_record(conversations=_turns(answer=" ")), "empty_turn", r"turn 2 \(gpt\) is empty"),
         (_record(image=["a.png", "b.png"]), "image_mismatch", "hold 1 <image>, expected 2"),
         (_record(image=["a.png"] * 201), "too_many_images", "201 images, expected at most 200"),
-        (
-            _record(image=["a.png"] * 2, conversations=_turns("<image> <image>")),
-            "several_images",
-            "2 images; this dataset takes one",
-        ),
         (_record(image=[7]), "structure", "the image is int, expected a path"),
         (_record(video="a.mp4"), "video", "video data .`video`: 'a.mp4'"),
         (_record(videos=["a.mp4"]), "video", "not supported"),

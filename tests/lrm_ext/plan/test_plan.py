@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from llava.data.sample import Turn
@@ -29,7 +30,7 @@ from lrm_ext.plan.memory import (
     largest_batch,
     num_trained,
 )
-from lrm_ext.plan.plan import GIB, Wishes, make_plan, settings_of
+from lrm_ext.plan.plan import GIB, Wishes, make_plan, measure_data, settings_of
 from lrm_ext.plan.presets import ROOT, list_presets, load_shape, stage_flags
 
 TOWER = "openai/clip-vit-large-patch14-336"
@@ -322,3 +323,33 @@ def test_a_cache_of_features_is_not_planned_for_a_trained_tower():
     assert not settings_of(
         {"feature_cache": "auto", "mm_tunable_parts": PARTS[1]}, 1
     ).caches_features
+
+
+def test_tiles_are_counted(tmp_path):
+    """Of the images of the corpus, or else of the largest image that is possible."""
+    given = "[(336,672),(672,336),(672,672),(1008,336),(336,1008)]"
+    flags = ("--image_aspect_ratio", "anyres", "--image_grid_pinpoints", given,
+             "--mm_patch_merge_type", "spatial_unpad")  # fmt: skip
+    flat = make_plan("vicuna-7b", 8, "a100-80g").stages[0]
+    tiled = make_plan("vicuna-7b", 8, "a100-80g", extra=flags).stages[0]
+    # 672 x 672 pixels take 576 + 48 x 49 positions
+    assert tiled.data.num_positions - flat.data.num_positions == 2928 - 576
+    assert "images of 672 x 672 pixels" in tiled.data.source_of_lengths
+    assert tiled.flops.tower == 5 * flat.flops.tower
+    assert tiled.memory.image_features == 5 * flat.memory.image_features
+    with CorpusWriter(tmp_path / "small", ("hr",), image_root="..") as writer:
+        for i, size in enumerate([(640, 480), (336, 336)]):
+            Image.new("RGB", size).save(tmp_path / f"{i}.jpg")
+            turns = (Turn("human", "<image>\nWhat?"), Turn("gpt", "A cup."))
+            row = CorpusRow(f"{i}", f"{i}.jpg", None, None, True, turns)
+            writer.append(row, {"hr": turns})
+    shape = load_shape("lmsys/vicuna-7b-v1.5", TOWER)
+    stage = {"image_aspect_ratio": "anyres", "image_grid_pinpoints": given,
+             "mm_patch_merge_type": "spatial_unpad", "version": "v1",
+             "corpus_path": str(tmp_path / "small"),
+             "model_name_or_path": "tests/golden/llava/model/tiny-llava"}  # fmt: skip
+    data = measure_data(stage, shape, 1, Wishes())
+    text = measure_data({**stage, "image_aspect_ratio": "pad"}, shape, 1, Wishes())
+    # as LLaVA-1.6 counts them: 2340 and 1176 positions, four and two tiles after the overview
+    assert data.num_positions - text.num_positions == (2340 + 1176) / 2 - 576
+    assert (data.num_tiles, text.num_tiles) == ((5 + 3) / 2, 1)

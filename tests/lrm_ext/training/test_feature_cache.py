@@ -49,7 +49,7 @@ def test_a_second_opening_finds_them(cache, paths, loader, tiny_tower, tmp_path)
 
 def test_an_interrupted_run_goes_on(cache, paths, loader, tiny_tower, tmp_path, monkeypatch):
     monkeypatch.setattr(feature_cache, "BATCH_SIZE", 2)
-    monkeypatch.setattr(feature_cache, "IMAGES_PER_SHARD", 2)
+    monkeypatch.setattr(feature_cache, "ROWS_PER_SHARD", 2)
     calls = []
 
     def dies(pixels):

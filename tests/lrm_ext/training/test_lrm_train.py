@@ -209,7 +209,24 @@ def test_images_of_llava_json_are_turned_as_the_servers_turn_them(run_lrm, tmp_p
         ({"corpus_path": None, "data_path": "x.json", "mixture_path": "m.toml"}, "parallel corpus"),
         ({"corpus_path": None, "data_path": "x.json", "feature_cache": "on"}, "parallel corpus"),
         ({"mixture_path": "nothing.toml"}, "no such file"),
-        ({"image_aspect_ratio": "anyres"}, "square, pad"),
+        ({"image_aspect_ratio": "round"}, "square, pad, anyres"),
+        ({"image_aspect_ratio": "anyres"}, "expected a list.*or a range"),
+        (
+            {
+                "image_aspect_ratio": "anyres",
+                "image_grid_pinpoints": "(1x1),...,(2x2)",
+                "jpeg_draft": True,
+            },
+            "leave it out with --image_aspect_ratio anyres",
+        ),
+        (
+            {
+                "image_aspect_ratio": "anyres",
+                "image_grid_pinpoints": "(1x1),...,(2x2)",
+                "alignment_loss": 0.1,
+            },
+            "compares whole images",
+        ),
         ({"feature_cache": "on", "mm_tunable_parts": "mm_vision_tower"}, "needs a frozen vision"),
         (
             {"feature_cache": "on", "mm_tunable_parts": "mm_vision_tower", "lora_enable": True},
