@@ -65,7 +65,10 @@ class ModelArguments:
         default=False, metadata={"help": "Freeze the language model, but not its head."}
     )
     tune_mm_mlp_adapter: bool = field(
-        default=False, metadata={"help": "First stage: train and save the projector only."}
+        default=False,
+        metadata={
+            "help": "First stage: train and save only the projector, and the newline of tiles."
+        },
     )
     mm_tunable_parts: str | None = field(
         default=None,

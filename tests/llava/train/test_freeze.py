@@ -51,7 +51,7 @@ WHOLE = {"language model", "projector", "lm_head", "image newline"}
     ("flags", "expected"),
     [
         ((), WHOLE),
-        (("--tune_mm_mlp_adapter", "True"), {"projector"}),
+        (("--tune_mm_mlp_adapter", "True"), {"projector", "image newline"}),
         (("--freeze_mm_mlp_adapter", "True"), WHOLE - {"projector"}),
         (("--freeze_backbone", "True"), {"projector", "lm_head"}),
     ],
