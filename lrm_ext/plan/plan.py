@@ -384,7 +384,11 @@ def measure_data(
 
 
 def _tiling(flags: Mapping[str, str], shape: ModelShape) -> Any:
-    """Returns how images are cut into tiles (`llava.model.tiles.Tiling`); None if they are not."""
+    """Returns how images are cut into tiles (`llava.model.tiles.Tiling`); None if they are not.
+
+    Raises:
+        ConfigError: A training with these flags would be refused.
+    """
     ratio = flags.get("image_aspect_ratio", "square")
     if not ratio.startswith("anyres") or shape.tower is None:
         return None
@@ -392,7 +396,9 @@ def _tiling(flags: Mapping[str, str], shape: ModelShape) -> Any:
 
     parts = getattr(shape.tower, "parts", (shape.tower,))
     side_px = max(part.image_size_px for part in parts)
-    return Tiling.of(SimpleNamespace(**flags), side_px, shape.num_image_tokens)
+    tiling = Tiling.of(SimpleNamespace(**flags), side_px, shape.num_image_tokens)
+    tiling.check(int(flags.get("model_max_length", 2048)))
+    return tiling
 
 
 def _image_counts(

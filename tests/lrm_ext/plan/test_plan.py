@@ -330,6 +330,9 @@ def test_tiles_are_counted(tmp_path):
     given = "[(336,672),(672,336),(672,672),(1008,336),(336,1008)]"
     flags = ("--image_aspect_ratio", "anyres", "--image_grid_pinpoints", given,
              "--mm_patch_merge_type", "spatial_unpad")  # fmt: skip
+    with pytest.raises(ConfigError, match="takes 2,928 positions, but --model_max_length is 2,048"):
+        make_plan("vicuna-7b", 8, "a100-80g", extra=flags)
+    flags += ("--model_max_length", "4096")
     flat = make_plan("vicuna-7b", 8, "a100-80g").stages[0]
     tiled = make_plan("vicuna-7b", 8, "a100-80g", extra=flags).stages[0]
     # 672 x 672 pixels take 576 + 48 x 49 positions
@@ -345,7 +348,7 @@ def test_tiles_are_counted(tmp_path):
             writer.append(row, {"hr": turns})
     shape = load_shape("lmsys/vicuna-7b-v1.5", TOWER)
     stage = {"image_aspect_ratio": "anyres", "image_grid_pinpoints": given,
-             "mm_patch_merge_type": "spatial_unpad", "version": "v1",
+             "mm_patch_merge_type": "spatial_unpad", "version": "v1", "model_max_length": "4096",
              "corpus_path": str(tmp_path / "small"),
              "model_name_or_path": "tests/golden/llava/model/tiny-llava"}  # fmt: skip
     data = measure_data(stage, shape, 1, Wishes())
