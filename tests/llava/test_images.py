@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from llava.images import apply_orientation, open_image, to_rgb
+from llava.errors import DataError
+from llava.images import ImageError, apply_orientation, image_size, open_image, to_rgb
 from llava.serve.web import ImageLimits, clean
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,3 +142,24 @@ def test_a_damaged_block_leaves_the_image_as_stored(block):
     buffer = io.BytesIO()
     Image.new("RGB", (40, 20)).save(buffer, "JPEG", exif=b"Exif\0\0" + block)
     assert open_image(buffer.getvalue()).size == (40, 20)
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff", "gif", "bmp"])
+@pytest.mark.parametrize("turn", [1, 3, 6, 8])
+def test_the_size_is_that_of_the_opened_image(kind, turn, tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = turn
+    path = tmp_path / f"a.{kind}"
+    Image.new("RGB", (30, 20)).save(path, exif=exif)
+    for orient in (True, False):
+        assert image_size(path, orient) == open_image(path, orient=orient).size
+    if kind == "jpg":
+        assert image_size(path) == ((20, 30) if turn > 4 else (30, 20))
+
+
+def test_the_size_of_what_is_no_image_is_an_error(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    with pytest.raises(ImageError, match="a.jpg: the image cannot be read"):
+        image_size(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match="there is no such image"):
+        image_size(tmp_path / "b.jpg")
