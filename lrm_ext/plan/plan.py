@@ -394,8 +394,7 @@ def _tiling(flags: Mapping[str, str], shape: ModelShape) -> Any:
         return None
     from llava.model.tiles import Tiling  # torch is not needed otherwise
 
-    parts = getattr(shape.tower, "parts", (shape.tower,))
-    side_px = max(part.image_size_px for part in parts)
+    side_px = max(part.image_size_px for part in shape.tower.parts)
     tiling = Tiling.of(SimpleNamespace(**flags), side_px, shape.num_image_tokens)
     tiling.check(int(flags.get("model_max_length", 2048)))
     return tiling
