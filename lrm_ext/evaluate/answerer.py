@@ -1,6 +1,6 @@
 """Asks a LLaVA model many questions at once, greedily.
 
-In: a loaded model and batches of (question, image). Out: the answers, the same whatever the batch
+In: a loaded model and batches of (question, images). Out: the answers, the same whatever the batch
 size: rows are padded on the left, masked, and decoded without sampling. The tower runs once per
 image; its output serves every question on that image in every language. Knows nothing of
 benchmarks and files.
@@ -40,6 +40,8 @@ from llava.mm_utils import (
     process_images,
     tokenizer_image_token,
 )
+from llava.model.tiles import Tiling, is_tiled, prepare_image
+from lrm_ext.evaluate.items import check_places
 from lrm_ext.languages.templates import in_language, register_templates
 
 FEATURE_CACHE_BYTES: Final = 4 << 30
@@ -51,16 +53,29 @@ class Request:
     """A question.
 
     Attributes:
-        text: Without template and image token.
+        text: Without template. Each `<image>` in it is the place of an image, in order; if there is
+            none, the images come before it.
         lang: Its language, which may have a template of its own.
-        image: The image; None where it is withheld.
+        images: The images; None for one that is withheld.
         options: Answers to choose from by their likelihood; empty to have it write one.
     """
 
     text: str
     lang: str
-    image: Path | None
+    images: tuple[Path | None, ...]
     options: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> list[str]:
+        """The text before, between and after the images: one part more than there are images.
+
+        Raises:
+            DataError: The text has places, but not as many as there are images.
+        """
+        check_places(self.text, len(self.images), repr(self.text[:80]))
+        if DEFAULT_IMAGE_TOKEN in self.text:
+            return self.text.split(DEFAULT_IMAGE_TOKEN)
+        return ["", *["\n"] * (len(self.images) - 1), f"\n{self.text}"]
 
 
 @dataclass(frozen=True)
@@ -94,7 +109,7 @@ class Answerer(Protocol):
     """Answers batches of questions."""
 
     def num_tokens(self, request: Request) -> int:
-        """Returns the length of a question's prompt in tokens, the image counted as one."""
+        """Returns the length of a question's prompt, with its images, as far as it is known."""
         ...
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
@@ -213,20 +228,24 @@ class LlavaAnswerer:
             self._stop_ids.append(token_id)
         pad_id = tokenizer.pad_token_id
         self._pad_id = self._stop_ids[0] if pad_id is None else int(pad_id)
-        self._ids: dict[tuple[str, str], list[int]] = {}
+        self._ids: dict[tuple[str, str, int], list[int]] = {}
+        self._sizes: dict[Path | None, tuple[int, int]] = {}
         self._features = _FeatureCache(FEATURE_CACHE_BYTES)
+        tower = model.get_vision_tower()
+        self._tiling = Tiling.of(model.config, tower.input_size, tower.num_image_tokens)
 
     def num_tokens(self, request: Request) -> int:
         """See `Answerer`."""
-        return len(self._encode(request))
+        num_text = len(self._encode(request)) - len(request.images)
+        return num_text + self._num_positions_of(request)
 
     @torch.inference_mode()
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """See `Answerer`."""
         model = self._model
         rows = [self._encode(request) for request in requests]
-        features, sizes = self._image_features([request.image for request in requests])
-        self._check_room(requests, rows, features)
+        features, sizes = self._image_features(requests)
+        self._check_room(requests, rows)
         input_ids, mask = pad_left(rows, self._pad_id)
         with _left_padding(model.config):
             generated = model.generate(
@@ -255,8 +274,8 @@ class LlavaAnswerer:
         for request, row in zip(requests, rows, strict=True):
             start = len(os.path.commonprefix([self._encode(request), row]))
             labels.append([IGNORE_INDEX] * start + row[start:])
-        features, sizes = self._image_features([request.image for request in requests])
-        self._check_room(requests, rows, features)
+        features, sizes = self._image_features(requests)
+        self._check_room(requests, rows)
         input_ids, mask = (part.to(model.device) for part in pad_left(rows, self._pad_id))
         padded = pad_left(labels, IGNORE_INDEX)[0].to(model.device)
         with _left_padding(model.config):
@@ -277,8 +296,8 @@ class LlavaAnswerer:
         self._features = _FeatureCache(FEATURE_CACHE_BYTES)
 
     def _encode(self, request: Request) -> list[int]:
-        """Returns the token ids of a question in the template, with one image sentinel."""
-        key = (request.lang, request.text)
+        """Returns the token ids of a question in the template, with a sentinel for each image."""
+        key = (request.lang, request.text, len(request.images))
         if key not in self._ids:
             self._ids[key] = self._tokens(request, None)
         return self._ids[key]
@@ -289,7 +308,7 @@ class LlavaAnswerer:
         if getattr(self._model.config, "mm_use_im_start_end", False):
             image_token = DEFAULT_IM_START_TOKEN + image_token + DEFAULT_IM_END_TOKEN
         conversation = self._templates.in_language(request.lang)
-        conversation.append_message(conversation.roles[0], f"{image_token}\n{request.text}")
+        conversation.append_message(conversation.roles[0], image_token.join(request.parts))
         conversation.append_message(conversation.roles[1], answer)
         prompt = conversation.get_prompt()
         if answer is not None:
@@ -301,44 +320,68 @@ class LlavaAnswerer:
     def _decode(self, ids: Sequence[int]) -> Answer:
         return read_answer(ids, self._tokenizer, self._stop_ids, self._stop_text or "")
 
+    def _num_positions_of(self, request: Request) -> int:
+        """Returns the positions that a question's images take in the model."""
+        if not self._tiling.pinpoints or len(request.images) > 1:
+            return len(request.images) * self._tiling.num_positions(None)
+        (path,) = request.images
+        if path not in self._sizes:
+            self._sizes[path] = self._open(path).size
+        return self._tiling.num_positions(self._sizes[path])
+
+    def _open(self, path: Path | None) -> Image.Image:
+        return open_or_blank(path, self._image_processor.image_mean)
+
     def _image_features(
-        self, paths: Sequence[Path | None]
+        self, requests: Sequence[Request]
     ) -> tuple[Tensor | list[Tensor], list[tuple[int, int]]]:
-        """Returns tower outputs of a batch: [B, P, D_vision] or list of [tiles, P, D_vision]."""
-        missing = [path for path in dict.fromkeys(paths) if path not in self._features]
-        found = {path: self._features.get(path) for path in paths if path not in missing}
-        if missing:
-            images = [open_or_blank(path, self._image_processor.image_mean) for path in missing]
-            encoded = self._run_tower(images)
-            for path, image, features in zip(missing, images, encoded, strict=True):
-                found[path] = (features, image.size)
-                self._features.put(path, features, image.size)
-        batch = [found[path][0].to(self._model.device) for path in paths]
-        sizes = [found[path][1] for path in paths]
+        """Returns tower outputs of a batch's N images and their (width, height).
+
+        Outputs are [N, P, D_vision], or N of [tiles, P, D_vision].
+        """
+        # only the single image of a prompt is cut into tiles
+        keys = [(path, len(request.images) == 1) for request in requests for path in request.images]
+        missing = [key for key in dict.fromkeys(keys) if key not in self._features]
+        found = {key: self._features.get(key) for key in keys if key not in missing}
+        for is_alone in (True, False):
+            some = [key for key in missing if key[1] == is_alone]
+            images = [self._open(path) for path, _ in some]
+            encoded = self._run_tower(images, is_alone) if images else []
+            for key, image, features in zip(some, images, encoded, strict=True):
+                found[key] = (features, image.size)
+                self._features.put(key, features, image.size)
+        batch = [found[key][0].to(self._model.device) for key in keys]
+        sizes = [found[key][1] for key in keys]
         return (torch.stack(batch) if batch[0].ndim == 2 else batch), sizes
 
-    def _run_tower(self, images: list[Image.Image]) -> list[Tensor]:
+    def _run_tower(self, images: list[Image.Image], is_alone: bool) -> list[Tensor]:
         """Runs the tower once over images: [P, D_vision] or [tiles, P, D_vision] of each."""
-        model = self._model
-        pixels = process_images(images, self._image_processor, model.config)
+        model, processor = self._model, self._image_processor
+        if is_tiled(self._tiling.aspect_ratio) and not is_alone:
+            pixels: Any = [prepare_image(image, processor, "pad")[None] for image in images]
+        else:
+            pixels = process_images(images, processor, model.config)
         tower = model.get_vision_tower()
         place = {"device": model.device, "dtype": model.dtype}
         if isinstance(pixels, Tensor) and pixels.ndim == 4:
             return list(tower(pixels.to(**place)))
         return [tower(tiles.to(**place)) for tiles in pixels]
 
-    def _check_room(
-        self, requests: Sequence[Request], rows: Sequence[list[int]], features: Any
-    ) -> None:
+    def _check_room(self, requests: Sequence[Request], rows: Sequence[list[int]]) -> None:
         """Refuses a prompt that the model would cut off silently."""
         names = ("max_position_embeddings", "tokenizer_model_max_length")
         limits = (getattr(self._model.config, name, None) for name in names)
         room = min((limit for limit in limits if limit), default=None)
-        for request, row, feature in zip(requests, rows, features, strict=True):
-            num_text, num_image = len(row) - 1, feature.shape[:-1].numel()
-            said = f"{num_text} tokens with {num_image} for the image"
+        for request, row in zip(requests, rows, strict=True):
+            num_text, num_image = len(row) - len(request.images), self._num_positions_of(request)
+            what = "the image" if len(request.images) == 1 else f"{len(request.images)} images"
+            said = f"{num_text} tokens with {num_image} for {what}"
             num_tokens = num_text + num_image
             refuse_long_prompt(request.text, said, num_tokens, self._max_new_tokens, room)
+
+
+_ImageKey = tuple[Path | None, bool]
+"""The path of an image, and whether it is the only one of its prompt."""
 
 
 class _FeatureCache:
@@ -347,19 +390,19 @@ class _FeatureCache:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._num_bytes = 0
-        self._entries: OrderedDict[Path | None, tuple[Tensor, tuple[int, int]]] = OrderedDict()
+        self._entries: OrderedDict[_ImageKey, tuple[Tensor, tuple[int, int]]] = OrderedDict()
 
-    def __contains__(self, path: Path | None) -> bool:
-        return path in self._entries
+    def __contains__(self, key: _ImageKey) -> bool:
+        return key in self._entries
 
-    def get(self, path: Path | None) -> tuple[Tensor, tuple[int, int]]:
-        self._entries.move_to_end(path)
-        return self._entries[path]
+    def get(self, key: _ImageKey) -> tuple[Tensor, tuple[int, int]]:
+        self._entries.move_to_end(key)
+        return self._entries[key]
 
-    def put(self, path: Path | None, features: Tensor, size: tuple[int, int]) -> None:
+    def put(self, key: _ImageKey, features: Tensor, size: tuple[int, int]) -> None:
         # A clone, as a slice would keep the whole batch alive.
         entry = features.detach().to("cpu", copy=True)
-        self._entries[path] = (entry, size)
+        self._entries[key] = (entry, size)
         self._num_bytes += entry.nbytes
         while self._num_bytes > self._max_bytes and len(self._entries) > 1:
             _, (oldest, _) = self._entries.popitem(last=False)

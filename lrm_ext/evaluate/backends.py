@@ -11,9 +11,11 @@ import io
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,6 +31,7 @@ from llava.chat_service import (
     ServiceLimits,
     ask_each,
 )
+from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import conversation_to_dict
 from llava.errors import (
     CheckpointError,
@@ -240,7 +243,7 @@ class TransformersAnswerer:
 
     def num_tokens(self, request: Request) -> int:
         """See `Answerer`."""
-        prompt = self._prompt(request.text)
+        prompt = self._prompt(request)
         return len(self._tokenizer(prompt, **self._special_tokens(prompt)).input_ids)
 
     @torch.inference_mode()
@@ -250,10 +253,13 @@ class TransformersAnswerer:
         Raises:
             DataError: A question leaves no room for an answer.
         """
-        prompts = [self._prompt(request.text) for request in requests]
+        prompts = [self._prompt(request) for request in requests]
         mean = getattr(self._processor.image_processor, "image_mean", None) or (0.5, 0.5, 0.5)
+        images = [[open_or_blank(path, mean) for path in request.images] for request in requests]
+        has_several = any(len(own) != 1 for own in images)
         inputs = self._processor(
-            images=[open_or_blank(request.image, mean) for request in requests],
+            # processors take one list of images if each prompt has one
+            images=images if has_several else [own[0] for own in images],
             text=prompts,
             padding=True,
             return_tensors="pt",
@@ -265,7 +271,7 @@ class TransformersAnswerer:
         length = prompt.shape[1]
         room = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         longest = max((request.text for request in requests), key=len)
-        said = f"{length} tokens, its image included,"
+        said = f"{length} tokens, its images included,"
         refuse_long_prompt(longest, said, length, self._max_new_tokens, room)
         ids = self._model.generate(
             **inputs,
@@ -282,10 +288,15 @@ class TransformersAnswerer:
             ids = ids[:, length:]
         return [read_answer(row, self._tokenizer, self._stop_ids) for row in ids.tolist()]
 
-    def _prompt(self, text: str) -> str:
+    def _prompt(self, request: Request) -> str:
         if getattr(self._processor, "chat_template", None) is None:
-            return text
-        content = [{"type": "image"}, {"type": "text", "text": text}]
+            if len(request.images) > 1 or DEFAULT_IMAGE_TOKEN in request.text:
+                raise ConfigError(
+                    "the model has no chat template that says where images go, so it takes one "
+                    f"image before a question; found {len(request.images)}: {request.text[:80]!r}"
+                )
+            return request.text
+        content = content_parts(request, [{"type": "image"}] * len(request.images))
         prompt = self._processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
@@ -295,6 +306,26 @@ class TransformersAnswerer:
         """Returns settings of the tokenizer: no second BOS if the template begins with one."""
         bos = self._tokenizer.bos_token
         return {"add_special_tokens": False} if bos and prompt.startswith(bos) else {}
+
+
+def content_parts(request: Request, images: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Returns the parts of a chat message: images and the texts between them, in order.
+
+    Args:
+        request: The question.
+        images: What stands for each of its images.
+    """
+    first, *rest = request.parts
+    # a line end next to an image separates it from the text, which parts are anyway
+    texts = [first, *(text.removeprefix("\n") for text in rest)]
+    parts: list[Mapping[str, Any]] = []
+    for text, image in zip_longest(texts, images):
+        said = text if image is None else text.removesuffix("\n")
+        if said.strip():
+            parts.append({"type": "text", "text": said})
+        if image is not None:
+            parts.append(image)
+    return parts
 
 
 class QwenProcessor:
@@ -314,25 +345,31 @@ class QwenProcessor:
         self.chat_template = self.tokenizer.chat_template
         self.apply_chat_template = self.tokenizer.apply_chat_template
 
-    def __call__(self, images: Sequence[Image.Image], text: Sequence[str], **settings: Any) -> Any:
+    def __call__(
+        self,
+        images: Sequence[Image.Image | Sequence[Image.Image]],
+        text: Sequence[str],
+        **settings: Any,
+    ) -> Any:
         """Makes a batch.
 
         Args:
-            images: One image a prompt.
-            text: Prompts, each with one `IMAGE_TOKEN`.
+            images: The image of each prompt, or a list of its images.
+            text: Prompts, with an `IMAGE_TOKEN` for each of its images.
             settings: Of the tokenizer.
 
         Returns:
             `input_ids` [B, T], `attention_mask` [B, T], `mm_token_type_ids` [B, T] (1 where an
-            image is), `pixel_values` [patches of all images, pixels], `image_grid_thw` [B, 3].
+            image is), `pixel_values` [patches of all N images, pixels], `image_grid_thw` [N, 3].
         """
-        pixels = self.image_processor(list(images), return_tensors="pt")
+        every = [one for own in images for one in (own if isinstance(own, Sequence) else (own,))]
+        pixels = self.image_processor(every, return_tensors="pt")
         # the model merges squares of patches into one position
         area = self.image_processor.merge_size**2
-        counts = (pixels["image_grid_thw"].prod(dim=-1) // area).tolist()
+        counts = iter((pixels["image_grid_thw"].prod(dim=-1) // area).tolist())
         prompts = [
-            prompt.replace(IMAGE_TOKEN, IMAGE_TOKEN * count, 1)
-            for prompt, count in zip(text, counts, strict=True)
+            re.sub(re.escape(IMAGE_TOKEN), lambda mark: mark[0] * next(counts), prompt)
+            for prompt in text
         ]
         batch = self.tokenizer(prompts, **settings)
         token_id = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
@@ -422,8 +459,9 @@ class ServiceAnswerer:
         return [answer for answer in answers if answer is not None]
 
     def _body(self, request: Request) -> Mapping[str, Any]:
-        image = {"type": "image_url", "image_url": {"url": self._image_url(request.image)}}
-        content = [image, {"type": "text", "text": request.text}]
+        urls = map(self._image_url, request.images)
+        images = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+        content = content_parts(request, images)
         return {**self._settings, "messages": [{"role": "user", "content": content}]}
 
     def _read(

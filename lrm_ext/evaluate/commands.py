@@ -230,7 +230,7 @@ def import_files(
         questions = import_benchmark(
             name, source, out, lang=one, labels=labels, images=images, style=prompt
         )
-        num_images = len({item.image for item in questions.items})
+        num_images = len({image for item in questions.items for image in item.images})
         Console().print(
             f"{out}: {len(questions.items)} questions about {num_images} images in {one} "
             f"({questions.version})",

@@ -121,14 +121,16 @@ class Runs:
             and (not text or row.has(text))
         ]
 
-    def image(self, number: int) -> Path | None:
-        """Returns the file of a row's image; None unless it lies within its benchmark's folder."""
+    def images(self, number: int) -> list[Path | None]:
+        """Returns the files of a row's images; None unless one lies in its benchmark's folder."""
         row = self.rows[number]
         root = self.roots.get(row.benchmark)
-        if root is None or not row.item.image:
-            return None
-        path = (root / row.item.image).resolve()
-        return path if path.is_relative_to(root.resolve()) and path.is_file() else None
+        found: list[Path | None] = []
+        for image in row.item.images:
+            path = None if root is None else (root / image).resolve()
+            is_there = path and root and path.is_relative_to(root.resolve()) and path.is_file()
+            found.append(path if is_there else None)
+        return found
 
     def show(self, number: int) -> dict[str, Any]:
         """Returns a row as the page wants it."""
@@ -141,8 +143,8 @@ class Runs:
             "lang": item.lang,
             "id": item.question_id,
             "category": item.category,
-            "image": item.image,
-            "has_picture": self.image(number) is not None,
+            "images": list(item.images),
+            "has_picture": [path is not None for path in self.images(number)],
             "prompt": item.text,
             "prompt_in_english": row.prompt_in_english,
             "gold": item.answer,
@@ -254,7 +256,7 @@ def _roots(
     Answers may be filed under the name of another benchmark, so the folder is the first that has
     an image of theirs.
     """
-    images = {row.benchmark: row.item.image for row in reversed(rows) if row.item.image}
+    images = {row.benchmark: row.item.images[0] for row in reversed(rows) if row.item.images}
     roots: dict[str, Path] = {}
     for name, image in images.items():
         for benchmark in _candidates(name, runs, benchmark_dir):
@@ -346,9 +348,10 @@ def make_app(runs: Runs) -> FastAPI:
             "counts": _counts(runs, numbers),
         }
 
-    @app.get("/picture/{number}")
-    def image(number: int) -> FileResponse:
-        path = runs.image(number) if 0 <= number < len(runs.rows) else None
+    @app.get("/picture/{number}/{place}")
+    def image(number: int, place: int) -> FileResponse:
+        images = runs.images(number) if 0 <= number < len(runs.rows) else []
+        path = images[place] if 0 <= place < len(images) else None
         kind = _TYPES.get(path.suffix.lower()) if path is not None else None
         if path is None or kind is None:
             raise HTTPException(404, "no such image")

@@ -15,6 +15,8 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.data.sample import MAX_IMAGES, images_of
 from llava.errors import ConfigError, DataError
 from llava.eval.records import OPTION_LETTERS, read_json_lines
 from lrm_ext.languages._toml import convert
@@ -32,8 +34,9 @@ class Item:
 
     Attributes:
         question_id: Unique within its file; the same question has the same id in every language.
-        image: Path of the image, relative to the benchmark's image folder.
-        text: What the model is asked, without an image token.
+        image: Path of the image, relative to the benchmark's image folder, or of several.
+        text: What the model is asked. Each `<image>` in it is the place of an image, in order; if
+            there is none, the images come before it.
         category: The task that it belongs to.
         answer: The expected answer in `lang`; a letter if there are options. Empty if the owner of
             the benchmark keeps the letters back: such a question can be asked, but not scored.
@@ -51,7 +54,7 @@ class Item:
     """
 
     question_id: Text
-    image: Text
+    image: Text | tuple[Text, ...]
     text: Text
     category: Text
     answer: str
@@ -68,9 +71,19 @@ class Item:
     answer_lang: str = ""
 
     @property
+    def images(self) -> tuple[str, ...]:
+        """Paths of the images, in order; empty if an answer does not tell them."""
+        return images_of(self.image or None)
+
+    @property
+    def image_name(self) -> str:
+        """The path of the image; of several, their paths joined."""
+        return " + ".join(self.images)
+
+    @property
     def unit(self) -> str:
-        """The unit of the bootstrap: the image, else the question."""
-        return self.image_id or self.image or self.group or self.question_id
+        """The unit of the bootstrap: the image (of several, all together), else the question."""
+        return self.image_id or self.image_name or self.group or self.question_id
 
     def lettered(self) -> dict[str, str]:
         """Returns the option texts by letter."""
@@ -90,22 +103,42 @@ class Item:
             where: `file:line`, for messages.
 
         Raises:
-            DataError: A field is missing, empty, not text, or `answer_type` is unknown.
+            DataError: A field is missing, empty, not text, or `answer_type` is unknown; or the text
+                has not as many places as there are images.
         """
         name = f"{where}: question {record.get('question_id', '?')}"
         if isinstance(record.get("question_id"), int):
             record = {**record, "question_id": str(record["question_id"])}
+        if isinstance(images := record.get("image"), list):
+            if not images:
+                raise DataError(f"{name}: image is []; expected a path, or a list of paths")
+            record = {**record, "image": images if len(images) > 1 else images[0]}
         try:
             item = convert(record, cls, name)
         except ConfigError as error:
             raise DataError(str(error)) from error
         if not (item.answer.strip() or (item.answer_type == "letter" and item.answer == "")):
             raise DataError(f"{name}: answer is {item.answer!r}; expected text that is not empty")
-        if "<image>" in item.text:
-            raise DataError(f"{name}: the text holds <image>; only `image` names the image")
+        check_places(item.text, len(item.images), name)
         if item.answer_type == "letter":
             check_options(item, name)
         return item
+
+
+def check_places(text: str, num_images: int, name: str) -> None:
+    """Refuses a text that has places for images, but not as many as there are.
+
+    Raises:
+        DataError: The number is neither 0 nor that of the images, or those are too many.
+    """
+    if num_images > MAX_IMAGES:
+        raise DataError(f"{name}: {num_images} images; expected at most {MAX_IMAGES}")
+    places = text.count(DEFAULT_IMAGE_TOKEN)
+    if places not in (0, num_images):
+        raise DataError(
+            f"{name}: {places} {DEFAULT_IMAGE_TOKEN} in the text, but {num_images} in `image`; "
+            "expected one at the place of each image, or none, and they come before the text"
+        )
 
 
 def check_options(item: Item, name: str) -> None:
@@ -180,7 +213,7 @@ def limit_items(items: Sequence[Item], limit: int | None) -> list[Item]:
     """
     if limit is None or limit >= len(items):
         return list(items)
-    per_image = Counter(item.image for item in items)
+    per_image = Counter(item.image_name for item in items)
     chosen: set[str] = set()
     num_items = 0
     for image in sorted(per_image, key=lambda image: hashlib.sha256(image.encode()).digest()):
@@ -188,7 +221,7 @@ def limit_items(items: Sequence[Item], limit: int | None) -> list[Item]:
             break
         chosen.add(image)
         num_items += per_image[image]
-    return [item for item in items if item.image in chosen]
+    return [item for item in items if item.image_name in chosen]
 
 
 Prompt = Callable[[str, str, Sequence[str], Language], str]

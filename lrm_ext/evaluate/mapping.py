@@ -17,6 +17,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.data.sample import MAX_IMAGES
 from llava.errors import DataError
 from llava.eval.records import is_none, refuse_missing
 from llava.files import leaves_folder
@@ -26,6 +28,7 @@ from lrm_ext.evaluate.items import (
     Item,
     bare_prompt,
     check_options,
+    check_places,
     llava_prompt,
 )
 from lrm_ext.evaluate.official import ImageStore, Questions, Source, read_rows
@@ -41,6 +44,7 @@ _ARRAY: Final = re.compile(r"array\((\[.*\])(?:,\s*dtype=[^)]*)?\)", re.DOTALL)
 _IN_BRACES: Final = re.compile(r"\{([^{}]+)\}")
 _IMAGE_MARK: Final = re.compile(r"\s*<image>")
 _NUMBERED_IMAGE_MARK: Final = re.compile(r"\s*<image(?: \d+)?>")
+_IMAGE_NUMBER: Final = re.compile(r"<image (\d+)>")
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,7 +59,10 @@ class Columns(_Table, frozen=True):
 
     Attributes:
         id: Its id; "" to number the rows.
-        image: Its image; several are shown as one, side by side.
+        image: Its image, or several: columns, one with a list, or one with `*` for a number at the
+            end of its name, as in `image_*`.
+        several: How several images are shown: `apart`, at the places of `<image>` or `<image 2>` in
+            the texts, or before them; or `joined` to one image, side by side.
         question: Its text; "" if the mapping says what is asked.
         hint: What is said before it.
         options: A column with a list, or one column for each option.
@@ -63,12 +70,14 @@ class Columns(_Table, frozen=True):
         answers: A list of accepted answers.
         category: Its category.
         answer_is: How the right option is named: `text` (its letter or label), or `index` from 0.
-        image_pattern: Finds names of images inside the texts, if no column has them.
+        image_pattern: Finds names of images inside the texts, if no column has them, at the places
+            where they are shown.
         option_pattern: Splits an option into its label and its text.
     """
 
     id: str = ""
     image: tuple[str, ...] = ()
+    several: Literal["apart", "joined"] = "apart"
     question: str = ""
     hint: str = ""
     options: tuple[str, ...] = ()
@@ -216,7 +225,9 @@ def read_set(mapping: SetMapping, source: Source) -> Questions:
         if reader.wants(row):
             items.append(reader.read(row, where, number))
     refuse_missing(
-        f"images are missing in {images}", reader.missing, "name their folder with --images"
+        f"images of {mapping.name} are missing in {images}",
+        reader.missing,
+        "name their folder with --images",
     )
     if not items:
         raise DataError(
@@ -235,7 +246,7 @@ class _Reader:
     """Reads the rows of one language.
 
     Attributes:
-        by_name: A question has one image each, by its name: it stays where it is.
+        by_name: Images are given by their names, and stay where they are.
         missing: Images that are named and not there.
     """
 
@@ -243,8 +254,9 @@ class _Reader:
         self.missing: list[str] = []
         self._mapping, self._lang, self._store = mapping, lang, store
         self._columns, self._language = mapping.columns_in(lang), get_language(lang)
-        has_one = len(self._columns.image) == 1 and not self._columns.image_pattern
-        self.by_name = store.source is not None and has_one
+        columns = self._columns
+        has_one = len(columns.image) == 1 and not columns.image_pattern
+        self.by_name = store.source is not None and (has_one or columns.several == "apart")
 
     def wants(self, row: Mapping[str, Any]) -> bool:
         """Tells whether a row is of the language and of the sort that the mapping names."""
@@ -263,19 +275,20 @@ class _Reader:
         hint = self._text(row, columns.hint, name, optional=True)
         asked = self._text(row, columns.question, name) if columns.question else ""
         answers = self._answers(row, labels, name)
-        cells = self._image_cells(row, [asked, hint, *options], name)
-        image = self._image(cells, name)
-        # a single image stands before the question; of several, numbers say which is meant
-        mark = _NUMBERED_IMAGE_MARK if len(cells) == 1 else _IMAGE_MARK
-        asked, hint = (mark.sub("", text).strip() for text in (asked, hint))
+        # in the order of the prompt
+        cells, (hint, asked, *options) = self._images(row, [hint, asked, *options], name)
+        images = tuple(self._store_image(cell, name) for cell in cells)
+        image = images if len(images) > 1 else images[0]
         question = self._question(asked)
         make_prompt = bare_prompt if mapping.answer_type == "caption" else llava_prompt
         # yes/no questions among free ones are read as such
         is_yes_no = mapping.answer_type == "text" and answers[0].lower() in ("yes", "no")
+        text = make_prompt(question, hint, options, self._language, mapping.answers_in)
+        check_places(text, len(images), f"{mapping.name}: {name}")
         item = Item(
             question_id=number,
             image=image,
-            text=make_prompt(question, hint, options, self._language, mapping.answers_in),
+            text=text,
             category=self._text(row, columns.category, name, optional=True) or mapping.name,
             answer=answers[0],
             lang=self._lang,
@@ -284,7 +297,7 @@ class _Reader:
             answers=tuple(answers) if len(answers) > 1 else (),
             question=question,
             hint=hint,
-            image_id=image,
+            image_id=" + ".join(images),
             source_id=number,
             answer_lang=mapping.answers_in,
         )
@@ -373,26 +386,98 @@ class _Reader:
             return self._language.fixed_prompts[fixed]
         return patterns.get(self._lang, "{question}").replace("{question}", asked)
 
-    def _image_cells(self, row: Mapping[str, Any], texts: Sequence[str], where: str) -> list[Any]:
-        columns = self._columns
-        if columns.image_pattern:
-            names = (n for text in texts for n in re.findall(columns.image_pattern, text))
-            cells: list[Any] = list(dict.fromkeys(names))
-        else:
-            found = (self._value(row, path) for path in columns.image)
-            cells = [cell for cell in found if cell is not None]
-        if not cells:
-            raise DataError(f"{where}: no image; expected one in {', '.join(columns.image)}")
-        return cells
+    def _images(
+        self, row: Mapping[str, Any], texts: list[str], where: str
+    ) -> tuple[list[Any], list[str]]:
+        """Returns the cells of the images to show, and the texts with `<image>` at their places.
 
-    def _image(self, cells: Sequence[Any], where: str) -> str:
-        folder, named = self._store.source, [cell for cell in cells if isinstance(cell, str)]
+        A single image is shown before the question, and several that are joined are one.
+
+        Raises:
+            DataError: There is no image, or none for a number.
+        """
+        columns, is_apart = self._columns, self._columns.several == "apart"
+        if columns.image_pattern:
+            pattern, (hint, asked, *options) = re.compile(columns.image_pattern), texts
+            in_order = texts if is_apart else [asked, hint, *options]
+            cells: list[Any] = [name for text in in_order for name in pattern.findall(text)]
+            numbered = dict(enumerate(dict.fromkeys(cells), start=1))
+            if is_apart and len(numbered) > 1:
+                return cells, [pattern.sub(DEFAULT_IMAGE_TOKEN, text) for text in texts]
+        else:
+            numbered = self._numbered_cells(row, where)
+        if not numbered:
+            wanted = ", ".join(columns.image) or columns.image_pattern
+            raise DataError(f"{where}: no image; expected one in {wanted}")
+        if len(numbered) > 1 and is_apart:
+            return _placed(numbered, texts, f"{self._mapping.name}: {where}")
+        # of joined ones, numbers say which is meant
+        mark = _NUMBERED_IMAGE_MARK if len(numbered) == 1 else _IMAGE_MARK
+        texts = [*(mark.sub("", text).strip() for text in texts[:2]), *texts[2:]]
+        return [list(numbered.values())], texts
+
+    def _numbered_cells(self, row: Mapping[str, Any], where: str) -> dict[int, Any]:
+        """Returns the cells with images by number from 1; empty ones keep theirs."""
+        cells: list[Any] = []
+        for path in self._columns.image:
+            if path.endswith("*"):
+                stem = self._in_language(path[:-1])
+                tails = ((name.removeprefix(stem), name) for name in row if name.startswith(stem))
+                names = {int(tail): name for tail, name in tails if tail.isdecimal()}
+                if max(names, default=0) > MAX_IMAGES:
+                    raise DataError(f"{where}: column {names[max(names)]}; at most {MAX_IMAGES}")
+                first, last = min([1, *names]), max(names, default=0)
+                cells += [row.get(names.get(number, "")) for number in range(first, last + 1)]
+                continue
+            value = self._value(row, path)
+            if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+                value = _as_list(value, where)
+            cells += value if isinstance(value, list) else [value]
+        return {n: cell for n, cell in enumerate(cells, start=1) if cell not in (None, "")}
+
+    def _store_image(self, cell: Any, where: str) -> str:
+        """Returns the path of an image; of a list of cells, that of the images joined."""
+        cells = cell if isinstance(cell, list) else [cell]
+        folder, named = self._store.source, [one for one in cells if isinstance(one, str)]
         if folder is not None and named:
             absent = [n for n in named if leaves_folder(n) or not (folder / n).is_file()]
-            self.missing += absent
+            self.missing += [f"{name} ({where})" for name in absent]
             if absent or self.by_name:
                 return named[0]
-        return self._store.put_joined(cells, where)
+        stored = self._store.put_joined(cells, where)
+        if self.by_name and self._store.folder is not None:
+            return str((self._store.folder / stored).absolute())
+        return stored
+
+
+def _placed(
+    numbered: Mapping[int, Any], texts: Sequence[str], where: str
+) -> tuple[list[Any], list[str]]:
+    """Puts several images where the texts name them by number, else where `<image>` stands.
+
+    An image that is named twice is shown twice. One that is not named is shown first, before the
+    texts.
+
+    Raises:
+        DataError: A number has no image.
+    """
+    cells: list[Any] = []
+
+    def place(mark: re.Match[str]) -> str:
+        number = int(mark[1])
+        if number not in numbered:
+            there = ", ".join(map(str, numbered))
+            raise DataError(f"{where}: the text names {mark[0]}, but there are images {there}")
+        cells.append(numbered[number])
+        return DEFAULT_IMAGE_TOKEN
+
+    named = {int(n) for text in texts for n in _IMAGE_NUMBER.findall(text)}
+    if not named:
+        return list(numbered.values()), list(texts)
+    first, *rest = (_IMAGE_NUMBER.sub(place, text) for text in texts)
+    unnamed = [cell for number, cell in numbered.items() if number not in named]
+    lines = [*[DEFAULT_IMAGE_TOKEN] * len(unnamed), *filter(None, [first])]
+    return unnamed + cells, ["\n".join(lines), *rest]
 
 
 def _as_list(text: str, where: str) -> list[Any]:

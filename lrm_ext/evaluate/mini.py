@@ -157,10 +157,10 @@ def mme_items(scenes: Sequence[Scene], lang: str) -> Iterator[Item]:
 
 def _copy_mme_image(corpus_images: Path, images: Path, item: Item) -> Item:
     """Gives each category its own copies, named as MME's."""
-    name = f"{item.category}/images/{PurePosixPath(item.image).name}"
+    name = f"{item.category}/images/{PurePosixPath(item.image_name).name}"
     if not (images / name).is_file():
         (images / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(corpus_images / item.image, images / name)
+        shutil.copyfile(corpus_images / item.image_name, images / name)
     return replace(item, image=name, source_id=name)
 
 
@@ -236,7 +236,7 @@ def seed_items(scenes: Sequence[Scene], lang: str) -> Iterator[Item]:
         for scene in _eligible(scenes, task)[:SEED_PER_DIMENSION]:
             question, options, order = _options(scene, task, NUM_OPTIONS, "mini-seed", lang)
             item = _letter_item(str(number), scene, dimension, lang, question, options, order)
-            yield replace(item, image_id=item.image)
+            yield replace(item, image_id=item.image_name)
             number += 1
 
 
@@ -255,7 +255,7 @@ def mmbench_items(scenes: Sequence[Scene], lang: str) -> Iterator[Item]:
 
 def _store_mmbench_image(corpus_images: Path, images: Path, item: Item) -> Item:
     """Names images by their content, as those of a table are named."""
-    name = ImageStore(images).put((corpus_images / item.image).read_bytes(), item.image)
+    name = ImageStore(images).put((corpus_images / item.image_name).read_bytes(), item.image_name)
     return replace(item, image=name, image_id=PurePosixPath(name).stem)
 
 

@@ -341,16 +341,8 @@ class ImageStore:
         contents = [one if isinstance(one, bytes) else one.read_bytes() for one in found]
         if len(contents) == 1:
             return self._write(contents[0])
-        opened = [open_image(content, where) for content in contents]
-        height = max(image.height for image in opened)
-        sizes = [max(1, round(image.width * height / image.height)) for image in opened]
-        canvas = Image.new("RGB", (sum(sizes) + GAP_PX * (len(opened) - 1), height), "white")
-        left = 0
-        for image, width in zip(opened, sizes, strict=True):
-            canvas.paste(image.resize((width, height)), (left, 0))
-            left += width + GAP_PX
         joined = io.BytesIO()
-        canvas.save(joined, format="PNG")
+        join_images([open_image(one, where) for one in contents]).save(joined, format="PNG")
         return self._write(joined.getvalue())
 
     def _find(self, cell: Any, where: str) -> bytes | Path:
@@ -380,3 +372,17 @@ class ImageStore:
             with writing(self.folder / name) as partial:
                 partial.write_bytes(content)
         return name
+
+
+def join_images(images: Sequence[Image.Image]) -> Image.Image:
+    """Puts images side by side, at the height of the highest; a single one stays as it is."""
+    if len(images) == 1:
+        return images[0]
+    height = max(image.height for image in images)
+    sizes = [max(1, round(image.width * height / image.height)) for image in images]
+    canvas = Image.new("RGB", (sum(sizes) + GAP_PX * (len(images) - 1), height), "white")
+    left = 0
+    for image, width in zip(images, sizes, strict=True):
+        canvas.paste(image.resize((width, height)), (left, 0))
+        left += width + GAP_PX
+    return canvas

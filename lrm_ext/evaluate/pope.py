@@ -254,7 +254,7 @@ POPE: Final = Kind(
         read_table=_read_table,
         read_own=_read_annotations,
         labels="coco",
-        item_key=lambda item: (item.category, item.image, item.question),
+        item_key=lambda item: (item.category, item.image_name, item.question),
         row_key=_row_key,
     ),
 )

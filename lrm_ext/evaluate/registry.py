@@ -193,7 +193,7 @@ def open_named(name: str) -> Benchmark:
 
 def missing_images(benchmark: Benchmark, items: Sequence[Item]) -> list[str]:
     """Returns paths of images that are not there, each once, sorted."""
-    images = {item.image for item in items}
+    images = {image for item in items for image in item.images}
     return sorted(image for image in images if not benchmark.image_path(image).is_file())
 
 

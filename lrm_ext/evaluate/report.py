@@ -23,9 +23,11 @@ import lrm_ext
 from llava.errors import DataError
 from llava.eval.records import read_json_lines
 from llava.files import write_atomically, writing
+from llava.images import open_image
 from llava.mm_utils import get_model_name_from_path
 from lrm_ext.evaluate.kind import LOCAL, UNPARSED, Reading, Verdict, fidelity
 from lrm_ext.evaluate.kinds import find_kind, get_kind
+from lrm_ext.evaluate.official import join_images
 from lrm_ext.evaluate.predictions import read_predictions
 from lrm_ext.evaluate.results import ENGLISH, Answered, RunResult, reading_of, store_results
 from lrm_ext.evaluate.statistics import num_majority_correct, wilson_interval
@@ -152,8 +154,8 @@ class Example:
     """An image with the same question in several languages.
 
     Attributes:
-        image: Where the image is, for people.
-        file: Copy of it, relative to the report.
+        image: Where the image is, for people; several are named one after the other.
+        file: Copy of it, relative to the report; several are joined, side by side.
         answers: By language.
     """
 
@@ -413,16 +415,20 @@ def _examples(
     examples: list[Example] = []
     for answer_type in ("yesno", "text"):
         for item in first.items:
-            source = first.benchmark.image_path(item.image)
-            image = os.path.relpath(source)
+            sources = first.image_paths(item)
+            image = " + ".join(map(os.path.relpath, sources))
             is_asked = item.question_id not in first.unasked
             if item.answer_type != answer_type or not is_asked:
                 continue
             if image in [example.image for example in examples]:
                 continue
-            file = f"{EXAMPLES_DIR}/{first.benchmark.name}-{len(examples) + 1}{source.suffix}"
+            suffix = sources[0].suffix if len(sources) == 1 else ".png"
+            file = f"{EXAMPLES_DIR}/{first.benchmark.name}-{len(examples) + 1}{suffix}"
             with writing(config.results_dir / file) as partial:
-                shutil.copyfile(source, partial)
+                if len(sources) == 1:
+                    shutil.copyfile(sources[0], partial)
+                else:
+                    join_images([open_image(path) for path in sources]).save(partial, "PNG")
             answers = tuple(
                 ExampleAnswer(
                     result.lang, own.text, result.texts[own.question_id], own.answer,

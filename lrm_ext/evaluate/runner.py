@@ -31,7 +31,7 @@ from llava.mm_utils import get_model_name_from_path
 from llava.progress import Progress
 from lrm_ext.evaluate.answerer import Answer, Answerer, BrokenBatchError, Request
 from lrm_ext.evaluate.backends import choose_backend
-from lrm_ext.evaluate.items import LETTERS, Item, limit_items
+from lrm_ext.evaluate.items import LETTERS, Item, check_places, limit_items
 from lrm_ext.evaluate.predictions import (
     PredictionWriter,
     add_lines,
@@ -251,8 +251,8 @@ def _unanswered(folder: Path, qs: QuestionSet, blind: bool) -> list[Item]:
 
 
 def _request(item: Item, qs: QuestionSet, blind: bool) -> Request:
-    image = None if blind else qs.benchmark.image_path(item.image)
-    return Request(item.text, item.lang, image, item.options if qs.is_ranked else ())
+    images = (None,) * len(item.images) if blind else qs.image_paths(item)
+    return Request(item.text, item.lang, images, item.options if qs.is_ranked else ())
 
 
 def _asking_order(
@@ -262,7 +262,7 @@ def _asking_order(
 
     def key(item: Item) -> tuple[int, str, str, str]:
         length = answerer.num_tokens(_request(item, qs, blind))
-        return -length, item.text, item.image, item.question_id
+        return -length, item.text, item.image_name, item.question_id
 
     return key
 
@@ -373,6 +373,10 @@ class QuestionSet:
     unasked: frozenset[str] = frozenset()
     is_ranked: bool = False
 
+    def image_paths(self, item: Item) -> tuple[Path, ...]:
+        """Returns where a question's images lie."""
+        return tuple(map(self.benchmark.image_path, item.images))
+
     def path(self, folder: Path, blind: bool) -> Path:
         """Returns the path of its answers."""
         return prediction_path(folder, self.benchmark.name, self.lang, blind)
@@ -404,11 +408,15 @@ def load_questions(config: EvalConfig) -> list[QuestionSet]:
             sets.append(
                 QuestionSet(benchmark, lang, tuple(chosen), keys, digest, is_ranked=is_ranked)
             )
-    images = {qs.benchmark.image_path(item.image) for qs in sets for item in qs.items}
+    images: dict[Path, str] = {}
+    for qs in sets:
+        for item in qs.items:
+            asker = f"{qs.benchmark.name} {qs.lang}, question {item.question_id}"
+            images.update((path, images.get(path, asker)) for path in qs.image_paths(item))
     bad = [path for path in sorted(images) if not _is_image(path)]
     if not bad:
         return sets
-    shown = "".join(f"\n  {path}" for path in bad[:NUM_SHOWN_IMAGES])
+    shown = "".join(f"\n  {path} ({images[path]})" for path in bad[:NUM_SHOWN_IMAGES])
     if len(bad) > NUM_SHOWN_IMAGES:
         shown += f"\n  ... and {len(bad) - NUM_SHOWN_IMAGES} more"
     if not config.skip_missing_images:
@@ -416,7 +424,7 @@ def load_questions(config: EvalConfig) -> list[QuestionSet]:
     lost = frozenset(bad)
     for place, qs in enumerate(sets):
         unasked = frozenset(
-            i.question_id for i in qs.items if qs.benchmark.image_path(i.image) in lost
+            i.question_id for i in qs.items if not lost.isdisjoint(qs.image_paths(i))
         )
         sets[place] = replace(qs, unasked=unasked)
     log.warning(
@@ -433,7 +441,9 @@ def _bare(item: Item, benchmark: str) -> Item:
             f"{benchmark}: question {item.question_id} has no options; --rank is for benchmarks "
             "of multiple choice, such as seed_bench"
         )
-    return replace(item, text=item.question or item.text)
+    text = item.question or item.text
+    check_places(text, len(item.images), f"{benchmark}: question {item.question_id}, for --rank")
+    return replace(item, text=text)
 
 
 def _is_image(path: Path) -> bool:

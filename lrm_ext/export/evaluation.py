@@ -362,7 +362,7 @@ def rows_of(answers: ExportedResult) -> list[dict[str, Any]]:
             "answer": _LABELS.get(item.answer.lower(), item.answer),
             "category": item.category,
             "l2-category": item.supercategory,
-            "image_path": item.image,
+            "image_path": item.image_name,
             "prediction": result.texts[item.question_id],
         }
         for number, item in zip(numbers, result.items, strict=True)
@@ -550,7 +550,7 @@ def export_dataset(
 
     Raises:
         ConfigError: The folder exists.
-        DataError: A language or an image is missing.
+        DataError: A language or an image is missing, or a question has several.
     """
     refuse_existing(out)
     chosen = tuple(languages) or benchmark.languages()
@@ -560,6 +560,11 @@ def export_dataset(
         raise DataError(
             f"{benchmark.folder}: {len(missing)} images are missing "
             f"({', '.join(missing[:_NUM_SHOWN])}); expected them in {benchmark.image_root}"
+        )
+    if several := [item.question_id for item in every if len(item.images) > 1]:
+        raise DataError(
+            f"{benchmark.folder}: {len(several)} questions have several images "
+            f"({', '.join(several[:_NUM_SHOWN])}); a row of the dataset has one"
         )
     schema = _schema()
     for lang, items in questions.items():
@@ -590,9 +595,9 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     for item in items:
         status, engine = made.get(item.question_id, ("", ""))
-        path = benchmark.image_path(item.image)
+        path = benchmark.image_path(item.image_name)
         row: dict[str, Any] = {"image": {"bytes": path.read_bytes(), "path": path.name}}
-        row |= {"image_path": item.image, "translation": status, "engine": engine}
+        row |= {"image_path": item.image_name, "translation": status, "engine": engine}
         row |= {name: getattr(item, name) for name in _TEXTS if name not in row}
         yield row | {name: list(getattr(item, name)) for name in _LISTS}
 

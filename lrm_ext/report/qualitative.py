@@ -27,6 +27,7 @@ from llava.errors import ConfigError, DataError
 from llava.images import open_image
 from lrm_ext.evaluate.glossing import gloss
 from lrm_ext.evaluate.items import Item
+from lrm_ext.evaluate.official import join_images
 from lrm_ext.evaluate.reading import text_key
 from lrm_ext.evaluate.registry import Benchmark, get_benchmark
 from lrm_ext.evaluate.results import (
@@ -83,11 +84,11 @@ class ModelAnswer:
 
 @dataclass(frozen=True)
 class Shown:
-    """One question with its image and answers."""
+    """One question with its images and answers."""
 
     question_id: str
     lang: str
-    image: Path
+    images: tuple[Path, ...]
     question: Said
     expected: Said
     answers: tuple[ModelAnswer, ...]
@@ -200,9 +201,8 @@ def _shown(
             ModelAnswer(label, said(one.texts[key]), right[label][key])
             for label, one in results.items()
         )
-        yield Shown(
-            key, lang, benchmark.image_path(item.image), question, said(item.answer), answers
-        )
+        images = tuple(map(benchmark.image_path, item.images))
+        yield Shown(key, lang, images, question, said(item.answer), answers)
 
 
 def _benchmark_name(there: set[str], wanted: Sequence[str]) -> str:
@@ -282,7 +282,7 @@ def examples_figure(examples: Examples) -> Figure:
     for shown, lines, height in zip(examples.shown, blocks, heights, strict=True):
         bottom = top - height
         axes = figure.add_axes((0.01, (bottom + 0.08) / total, 0.22, (height - 0.16) / total))
-        axes.imshow(open_image(shown.image))
+        axes.imshow(join_images([open_image(path) for path in shown.images]))
         axes.set_anchor("N")
         axes.set_axis_off()
         for number, (text, look) in enumerate(lines):
@@ -347,7 +347,7 @@ def examples_page(examples: Examples) -> str:
         "examples.html",
         title="The same questions to several models",
         caption=examples.caption,
-        shown=[(shown, _image_url(shown.image)) for shown in examples.shown],
+        shown=[(one, [(p.name, _image_url(p)) for p in one.images]) for one in examples.shown],
         english=_english,
         language_name=language_name,
     )

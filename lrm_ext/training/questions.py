@@ -93,7 +93,9 @@ class ValidationQuestions:
         for start in range(0, len(own), _ANSWER_BATCH):
             batch = own[start : start + _ANSWER_BATCH]
             image_path = self.benchmark.image_path
-            replies = answerer.answer([Request(i.text, i.lang, image_path(i.image)) for i in batch])
+            replies = answerer.answer(
+                [Request(i.text, i.lang, tuple(map(image_path, i.images))) for i in batch]
+            )
             keys = [(item.lang, item.question_id) for item in batch]
             answers += zip(keys, [reply.text for reply in replies], strict=True)
         model.train(was_training)

@@ -69,7 +69,7 @@ def make_requests(limit: int) -> list[Request]:
     """Returns the first questions of every language, which are about the same images."""
     benchmark = get_benchmark("scenes")
     return [
-        Request(item.text, lang, benchmark.image_path(item.image))
+        Request(item.text, lang, tuple(map(benchmark.image_path, item.images)))
         for lang in list_languages()
         if lang in benchmark.languages()
         for item in benchmark.read(lang)[:limit]

@@ -115,8 +115,8 @@ def collect(
 
 
 def _pictures(keys: Sequence[str], items: Sequence[Item]) -> list[str]:
-    found = {item.question_id: item.image for item in items}
-    found |= {item.group: item.image for item in items if item.group}
+    found = {item.question_id: item.image_name for item in items}
+    found |= {item.group: item.image_name for item in items if item.group}
     return [found[key] for key in keys]
 
 

@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from llava.errors import DataError
+from llava.errors import ConfigError, DataError
 from lrm_ext.cli import app
 from lrm_ext.corpus.store import OLD_ROW_SCHEMA, Corpus
 from lrm_ext.instructions import get_instruction
 from lrm_ext.languages import get_language
+from lrm_ext.training.contrastive_loss import Renderings
 
 
 def talk(*texts: str) -> list[dict[str, str]]:
@@ -193,6 +194,20 @@ def test_translated_images_keep_their_places(corpus: Path) -> None:
     )
     assert inside["image"] == ["a.png", "b.png"]
     assert inside["conversations"][0]["value"] == "Je li <image> tamna kao <image>?"
+
+
+def test_the_page_shows_all_images_of_a_row(corpus: Path) -> None:
+    translate(corpus, CROATIAN)
+    lrm("corpus", "report", corpus, "--out", corpus.parent / "report.html", "--pictures")
+    page = (corpus.parent / "report.html").read_text(encoding="utf-8")
+    shown = page.partition("row 2, turns, ")[2].partition('<div class="row">')[0]
+    names = [part.partition('"')[0] for part in shown.split(' alt="')[1:]]
+    assert names == ["b.png", "a.png", "b.png"]
+
+
+def test_the_alignment_loss_takes_one_image_a_text(corpus: Path) -> None:
+    with pytest.raises(ConfigError, match="has rows with several images: leave it out"):
+        Renderings(Corpus.open(corpus), None)
 
 
 @pytest.mark.parametrize("check", ["--check", "--no-check"])

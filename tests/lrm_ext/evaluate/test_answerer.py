@@ -26,7 +26,7 @@ def answerer(model_dir, templates):
 def requests(benchmark_dir):
     texts = ("Yes?", "Nalazi li se na slici nekakav pas ili mačka?", "图中有狗吗？", "A b c d")
     return [
-        Request(text, "hr", image)
+        Request(text, "hr", (image,))
         for text in texts
         for image in (benchmark_dir / "0.png", benchmark_dir / "2.png", None)
     ]
@@ -56,7 +56,7 @@ def test_the_result_is_that_of_images_without_a_cache(answerer, requests, templa
     conversation.append_message("USER", f"<image>\n{request.text}")
     conversation.append_message("ASSISTANT", None)
     ids = tokenizer_image_token(conversation.get_prompt(), answerer._tokenizer, return_tensors="pt")
-    image = open_image(request.image)
+    image = open_image(request.images[0])
     images = process_images([image], answerer._image_processor, model.config)
     found = model.generate(
         ids[None], images=images, image_sizes=[image.size], do_sample=False, max_new_tokens=8

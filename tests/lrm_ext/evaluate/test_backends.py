@@ -47,7 +47,7 @@ def test_the_batch_size_does_not_change_an_answer(write, config, tmp_path, bench
     answerer = choose_backend(dataclasses.replace(config, model_path=write(folder))).load()
     assert isinstance(answerer, TransformersAnswerer)
     requests = [
-        Request(text, "hr", image)
+        Request(text, "hr", (image,))
         for text in ("Vidi li se pas na slici ili se ne vidi?", "Is there?")
         for image in (benchmark_dir / "0.png", benchmark_dir / "1.png", None)
     ]
@@ -132,7 +132,7 @@ def test_a_service_is_asked_with_image_and_question(chat, benchmark_dir, monkeyp
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     answerer = ServiceAnswerer(chat.url, "mini", 9)
     image = benchmark_dir / "0.png"
-    answers = answerer.answer([Request("Što?", "hr", image), Request("Blind?", "en", None)])
+    answers = answerer.answer([Request("Što?", "hr", (image,)), Request("Blind?", "en", (None,))])
     assert [dataclasses.astuple(a) for a in answers] == [
         ("Što?", 7, "length"),
         ("Blind?", 7, "length"),
@@ -174,14 +174,14 @@ def test_a_service_sees_what_our_models_see(kind, tmp_path):
 def test_what_may_pass_is_tried_again(chat, benchmark_dir):
     chat.replies = [(429, {"error": "slow down"}), (503, {"error": "busy"})]
     answerer = ServiceAnswerer(chat.url, "mini", 9)
-    (answer,) = answerer.answer([Request("Da?", "hr", benchmark_dir / "0.png")])
+    (answer,) = answerer.answer([Request("Da?", "hr", (benchmark_dir / "0.png",))])
     assert answer.text == "Da?" and len(chat.bodies) == 3
 
 
 def test_a_service_that_is_down_says_so(benchmark_dir, quick_retries):
     answerer = ServiceAnswerer("http://127.0.0.1:1/v1", "mini", 9, ServiceLimits(max_tries=2))
     with pytest.raises(ServiceError, match="does not answer"):
-        answerer.answer([Request("Da?", "hr", benchmark_dir / "0.png")])
+        answerer.answer([Request("Da?", "hr", (benchmark_dir / "0.png",))])
 
 
 FILTERED = (400, {"error": {"message": "content filter", "code": "content_filter"}})
@@ -324,7 +324,8 @@ def test_a_limit_that_is_too_large_is_not_the_question_s_fault(chat, config, tmp
 def test_something_else_than_a_chat_completion(chat, benchmark_dir):
     chat.replies = [(200, {"hello": 1})] * 6
     with pytest.raises(ServiceError, match="expected a chat completion, found"):
-        ServiceAnswerer(chat.url, "mini", 9).answer([Request("Da?", "hr", benchmark_dir / "0.png")])
+        answerer = ServiceAnswerer(chat.url, "mini", 9)
+        answerer.answer([Request("Da?", "hr", (benchmark_dir / "0.png",))])
 
 
 @pytest.mark.parametrize(
@@ -344,7 +345,7 @@ def test_something_else_than_a_chat_completion(chat, benchmark_dir):
 def test_what_a_model_thinks_is_no_answer(chat, content, answer):
     message = {"message": {"content": content, "reasoning_content": "No."}}
     chat.replies = [(200, {"choices": [message]})]
-    (found,) = ServiceAnswerer(chat.url, "mini", 9).answer([Request("?", "en", None)])
+    (found,) = ServiceAnswerer(chat.url, "mini", 9).answer([Request("?", "en", (None,))])
     assert found.text == answer
 
 

@@ -39,7 +39,10 @@ def test_reads_questions(tmp_path):
         ({k: v for k, v in record().items() if k != "image"}, "missing key `image`"),
         (record(lang="cs"), "lang is cs, expected hr"),
         (record(), "has this id already"),
-        (record(text="<image>\nx"), "holds <image>"),
+        (record(text="<image> or <image>?"), "2 <image> in the text, but 1 in `image`"),
+        (record(image=["a.png", "b.png"], text="<image>?"), "1 <image> in the text, but 2"),
+        (record(image=[]), r"image is \[\]"),
+        (record(image=["a.png"] * 201), "201 images; expected at most 200"),
     ],
 )
 def test_errors_name_file_line_and_question(tmp_path, bad, message):

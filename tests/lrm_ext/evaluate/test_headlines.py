@@ -20,7 +20,7 @@ class Knowing(FakeAnswerer):
 
     def _text(self, request):
         yes, no = {"en": ("Yes", "No"), "cs": ("Ano", "Ne")}[request.lang]
-        if request.image is None:
+        if None in request.images:
             return yes
         wrong = ("blue", "Alien", "owl", "person", "sofa")
         if "A. " in request.text:

@@ -75,14 +75,14 @@ def test_answers_stand_beside_each_other_with_their_english(client):
         ("en", "q0"), ("cs", "q0"), ("cs", "q1"),
     ]  # fmt: skip
     row = found["rows"][1]
-    assert row["has_picture"] and row["prompt_in_english"] == "Is 0 here?"
+    assert row["has_picture"] == [True] and row["prompt_in_english"] == "Is 0 here?"
     ours, theirs = row["answers"]
     assert (ours["run"], ours["text"], ours["in_english"], ours["right"]) == (
         "run0", "Ano", "Yes", True,
     )  # fmt: skip
     assert (theirs["text"], theirs["right"]) == ("", False)
     assert found["rows"][2]["answers"][1]["text"] is None
-    assert not found["rows"][2]["has_picture"]
+    assert found["rows"][2]["has_picture"] == [False]
     assert found["counts"] == [
         {"run": "run0", "right": 2, "answered": 3},
         {"run": "run1", "right": 0, "answered": 1},
@@ -115,8 +115,8 @@ def test_pages_cover_every_row_once(client):
 def test_only_images_of_the_benchmark_are_served(client):
     inside, link, climbing = answer(0), answer(2), answer(1, image="../secret.png")
     page = client([inside, link, climbing])
-    assert page.get("/picture/0").headers["content-type"] == "image/png"
-    for path in ("1", "2", "3", "-1", "0/..", "..%2f..%2fsecret.png"):
+    assert page.get("/picture/0/0").headers["content-type"] == "image/png"
+    for path in ("1/0", "2/0", "3/0", "-1/0", "0/1", "0/-1", "0/..", "..%2f..%2fsecret.png"):
         assert page.get(f"/picture/{path}").status_code in (404, 422), path
 
 

@@ -23,10 +23,10 @@ def answerer(model_dir):
 def test_losses_are_those_of_one_row_without_padding(answerer, benchmark_dir):
     from llava.mm_utils import process_images
 
-    request = Request("What is it?", "en", benchmark_dir / "0.png")
+    request = Request("What is it?", "en", (benchmark_dir / "0.png",))
     found = answerer.token_losses([request] * 3, OPTIONS)
     model = answerer._model
-    image = open_image(request.image)
+    image = open_image(request.images[0])
     images = process_images([image], answerer._image_processor, model.config)
     for text, losses in zip(OPTIONS, found, strict=True):
         ids = torch.tensor([answerer._tokens(request, text)])
@@ -41,7 +41,7 @@ def test_losses_are_those_of_one_row_without_padding(answerer, benchmark_dir):
 
 def test_the_cheapest_option_wins_whatever_the_batch(answerer, benchmark_dir):
     requests = [
-        Request(f"What is it, {n}?", "en", benchmark_dir / "0.png", OPTIONS[n:] + OPTIONS[:n])
+        Request(f"What is it, {n}?", "en", (benchmark_dir / "0.png",), OPTIONS[n:] + OPTIONS[:n])
         for n in range(3)
     ]
     for mode, reduce in (("mean", torch.mean), ("sum", torch.sum)):
@@ -61,7 +61,7 @@ def test_equal_options_give_the_first():
         def token_losses(self, requests, answers):
             return [torch.ones(3)] * len(answers)
 
-    (answer,) = OptionRanker(Equal(), "mean").answer([Request("Q", "en", None, OPTIONS)])
+    (answer,) = OptionRanker(Equal(), "mean").answer([Request("Q", "en", (None,), OPTIONS)])
     assert answer.text == "A"
 
 

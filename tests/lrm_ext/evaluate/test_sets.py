@@ -177,7 +177,7 @@ def test_m3exam_finds_pictures_in_texts_and_labels_of_options(tmp_path, imported
     assert items[0].options == ("a cell", "a bone")
     assert items[1].hint == "Read this.\nAnd this." and items[1].text.startswith("Read this.\n")
     (pictures / "image-2.png").unlink()
-    with pytest.raises(DataError, match=r"1 images are missing .*image-2\.png"):
+    with pytest.raises(DataError, match=r"1 images of m3exam are missing .*image-2\.png"):
         import_benchmark("m3exam", root, tmp_path / "again", lang="en")
 
 

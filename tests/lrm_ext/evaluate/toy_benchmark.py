@@ -59,6 +59,6 @@ class FakeAnswerer:
 
     def _text(self, request):
         exists, yes, what, name, _ = QUESTIONS[request.lang]
-        if request.image is None or request.text.startswith(exists.split("{")[0]):
+        if None in request.images or request.text.startswith(exists.split("{")[0]):
             return yes
         return name if request.text.startswith(what.split("{")[0]) else "Ne."

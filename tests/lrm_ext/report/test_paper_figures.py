@@ -116,7 +116,7 @@ def test_examples_are_those_where_one_model_is_right_and_the_other_not(tmp_path,
         ("a", "Ano", "Yes", True), ("b", "Ne", "No", False),
     ]  # fmt: skip
     assert (yes.question.text, yes.question.english) == ("cs 18?", "en 18?")
-    assert yes.image == benchmark / "9.jpg"
+    assert yes.images == (benchmark / "9.jpg",)
     texts = texts_of(examples_figure(examples))
     for expected in ("Czech: cs 18?", "(English: en 18?)", "b (wrong): Ne", "a (right): Ano"):
         assert expected in texts

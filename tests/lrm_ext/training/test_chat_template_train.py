@@ -69,7 +69,7 @@ def test_trained_stored_and_asked_in_the_same_format(base, run_lrm, corpus_path)
     templates = Templates.of_checkpoint(out, None)
     answerer = load_answerer(out, None, templates, 4, device="cpu")
     image = corpus_path.parent / "images" / "0.png"
-    requests = [Request("Što je to?", lang, image) for lang in ("hr", "en")]
+    requests = [Request("Što je to?", lang, (image,)) for lang in ("hr", "en")]
     assert len(answerer.answer(requests)) == 2
     for request in requests:
         said = answerer._tokenizer.decode([i for i in answerer._encode(request) if i >= 0])
