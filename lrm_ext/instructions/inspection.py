@@ -77,7 +77,8 @@ def encode_sample(sample: Sample, template: str, tokenizer: Any) -> Encoded:
 def describe_sample(sample: Sample) -> Text:
     """Returns the fields and turns of a sample."""
     fields = ("id", "image", "lang", "instruction", "task", "source")
-    lines = [(name, f"{getattr(sample, name)}") for name in fields]
+    values = {**vars(sample), "image": ", ".join(sample.images) or None}
+    lines = [(name, f"{values[name]}") for name in fields]
     lines += [(turn.role, turn.text.replace("\n", "\n" + " " * 12)) for turn in sample.turns]
     return Text.assemble(
         *(part for name, text in lines for part in ((f"{name:<12}", "dim"), f"{text}\n"))
