@@ -218,23 +218,26 @@ def probe(
         _print_probes(results, console)
     if out is not None:
         values = {(r.base, r.lang): r.relative_bits for r in results if r.relative_bits is not None}
-        label = "bits for the same sentences, English = 1"
+        label = "bits for the same sentences, English = 1; fewer: the model knows it better"
         plot_relative(values, out, "Bits that a language costs", label, "base model")
         if not as_json:
             console.print(f"saved to {out}")
 
 
 def _print_probes(results: Sequence[Probe], console: Console) -> None:
-    table = Table(
-        "base", "language", "text", title="Languages in base models", title_justify="left"
-    )
+    table = Table(title="Languages in base models", title_justify="left")
+    for heading in ("base", "language", "text"):
+        table.add_column(heading, overflow="fold")
     for heading in ("characters", "tokens, en = 1", "bits a character", "bits, en = 1"):
-        table.add_column(heading, justify="right")
+        # no word of it is cut off in a narrow terminal
+        table.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
+    base = None
     for result in results:
         relative = (result.relative_tokens, result.relative_bits)
         tokens, bits = ("-" if value is None else f"{value:.2f}" for value in relative)
+        base, name = result.base, "" if result.base == base else result.base
         table.add_row(
-            result.base,
+            name,
             result.lang,
             result.text,
             f"{result.num_characters:,}",
