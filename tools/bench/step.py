@@ -1,6 +1,7 @@
 """A training step against transformers' `LlavaForConditionalGeneration` with its `Trainer`.
 
 Usage: python tools/bench/step.py [--steps 8] [--batch 16] [--json FILE]
+       python tools/bench/step.py --family qwen3 --tower siglip2 [--anyres]
 
 A model of the mini preset's shape with random weights, the same on both sides, trains on samples of
 mixed lengths (see `_pair.py`), the same ones in each step, with pixels prepared beforehand. "peer"
@@ -9,7 +10,9 @@ reads the frozen tower's output from a memory-mapped file, and computes logits f
 positions. Both use AdamW in float32. Losses are compared step by step (1e-3 relative). Each side
 runs in its own process on one core; samples a second are per processor time, without the first two
 steps; memory is the peak growth of the process during training. Each further row disables one
-technique ("peer" is then ours without it), or enables an option ("peer" is ours unchanged).
+technique ("peer" is then ours without it), or enables an option ("peer" is ours unchanged); with
+`--family`, `--tower` or `--anyres` there is the first row only. With `--anyres`, images have mixed
+sizes and one to nine tiles, and the peer is `LlavaOnevisionForConditionalGeneration`.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,18 +28,32 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
-from _pair import SHAPES, Item, build_llava, make_items, our_batch, peer_batch, to_transformers
+from _pair import (
+    SHAPES,
+    TOWERS,
+    Item,
+    Tiles,
+    build_llava,
+    make_items,
+    make_tiles,
+    our_batch,
+    peer_batch,
+    to_transformers,
+)
 from _sides import MemoryMeter, apart, entry, finish, parser_of
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import TrainerCallback
 
 from llava.constants import IGNORE_INDEX
+from llava.model.families import family_names
 from llava.model.language_model import causal_lm
 from llava.train.arguments import TrainingArguments
 from llava.train.build import compile_layers
 from llava.train.llava_trainer import LLaVATrainer
 
+# pixels or features of all images, or of each one, if they are cut into tiles
+Pictures = Tensor | Sequence[Tensor]
 SHAPE = SHAPES["mini"]
 NUM_PICTURES = 64
 MAX_TEXT = 480
@@ -53,6 +70,14 @@ class Setting(NamedTuple):
     compiles: bool = False
     checkpoints_every: int = 0
     optimizer: str = "adamw_torch"
+
+
+class Kinds(NamedTuple):
+    """The kinds of language model and tower, and whether images are cut into tiles."""
+
+    family: str = "llama"
+    tower: str = "clip"
+    anyres: bool = False
 
 
 class Measured(NamedTuple):
@@ -81,24 +106,30 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--compile", action="store_true", help="also measure torch.compile (slow)")
+    parser.add_argument("--family", choices=family_names(), default="llama", metavar="FAMILY",
+                        help="family of the language model, see docs/models.md")  # fmt: skip
+    parser.add_argument("--tower", choices=TOWERS, default="clip", help="kind of the vision tower")
+    parser.add_argument("--anyres", action="store_true", help="images in tiles")
     arguments = parser.parse_args()
-    switches = dict(SWITCHES)
+    kinds = Kinds(arguments.family, arguments.tower, arguments.anyres)
+    name, variants, switches = "step", VARIANTS, dict(SWITCHES)
+    if kinds != Kinds():
+        tiles = " in tiles" if kinds.anyres else ""
+        name, variants, switches = f"step, {kinds.family} with {kinds.tower}{tiles}", {}, {}
     if arguments.compile and shutil.which("g++"):
         switches["with torch.compile"] = Setting(compiles=True)
 
     def measure(setting: Setting | None) -> Measured:
-        sizes = (arguments.steps, arguments.batch)
-        speed = apart(run, setting, *sizes)
-        return speed._replace(
-            growth_mib=apart(run, setting, NUM_WARM_UP + 1, sizes[1], for_memory=True).growth_mib
-        )
+        speed = apart(run, setting, arguments.steps, arguments.batch, kinds)
+        few = apart(run, setting, NUM_WARM_UP + 1, arguments.batch, kinds, for_memory=True)
+        return speed._replace(growth_mib=few.growth_mib)
 
     peer, ours = measure(None), measure(Setting())
-    found = pair("step", ours, peer)
-    for name, setting in VARIANTS.items():
-        found += pair(f"step {name}", ours, measure(setting))
-    for name, setting in switches.items():
-        found += pair(f"step {name}", measure(setting), ours)
+    found = pair(name, ours, peer)
+    for variant, setting in variants.items():
+        found += pair(f"{name} {variant}", ours, measure(setting))
+    for switch, setting in switches.items():
+        found += pair(f"{name} {switch}", measure(setting), ours)
     finish(found, arguments.json)
 
 
@@ -111,13 +142,22 @@ def pair(name: str, ours: Measured, peer: Measured) -> list[dict[str, Any]]:
     ]
 
 
-def run(setting: Setting | None, num_steps: int, batch_size: int) -> Measured:
+def run(setting: Setting | None, num_steps: int, batch_size: int, kinds: Kinds) -> Measured:
     """Trains on one side; None is the peer."""
     items = make_items(SHAPE, num_steps * batch_size, NUM_PICTURES, MAX_TEXT)
     side = SHAPE.image_size_px
-    pixels = torch.randn(NUM_PICTURES, 3, side, side, generator=torch.Generator().manual_seed(2))
+    generator, tiles = torch.Generator().manual_seed(2), None
+    pixels: Pictures = torch.randn(NUM_PICTURES, 3, side, side, generator=generator)
     with tempfile.TemporaryDirectory() as folder:
-        model = build_llava(SHAPE, Path(folder))
+        model = build_llava(
+            SHAPE,
+            Path(folder),
+            family=kinds.family,
+            tower_kind=kinds.tower,
+            anyres=kinds.anyres,
+        )
+        if kinds.anyres:
+            pixels, tiles = make_tiles(SHAPE, model, NUM_PICTURES)
         common = {
             "output_dir": folder, "max_steps": num_steps, "use_cpu": True, "report_to": "none",
             "per_device_train_batch_size": batch_size, "learning_rate": 1e-4, "logging_steps": 1,
@@ -125,9 +165,9 @@ def run(setting: Setting | None, num_steps: int, batch_size: int) -> Measured:
             "lr_scheduler_type": "constant", "bf16": False, "dataloader_pin_memory": False,
         }  # fmt: skip
         if setting is None:
-            trainer = make_peer(model, items, pixels, common)
+            trainer = make_peer(model, items, pixels, tiles, common)
         else:
-            trainer = make_ours(model, items, pixels, common, setting, Path(folder))
+            trainer = make_ours(model, items, pixels, tiles, common, setting, Path(folder))
         clock = Clock()
         trainer.add_callback(clock)
         meter = MemoryMeter()
@@ -162,7 +202,9 @@ class Items(Dataset[Item]):
         return self.items[index]
 
 
-def make_peer(model: Any, items: list[Item], pixels: Tensor, common: dict[str, Any]) -> Any:
+def make_peer(
+    model: Any, items: list[Item], pixels: Pictures, tiles: Tiles | None, common: dict[str, Any]
+) -> Any:
     """Returns transformers' model with its trainer."""
     return transformers.Trainer(
         model=to_transformers(model, torch.float32, "sdpa"),
@@ -170,14 +212,15 @@ def make_peer(model: Any, items: list[Item], pixels: Tensor, common: dict[str, A
             **common, optim="adamw_torch", train_sampling_strategy="sequential"
         ),
         train_dataset=Items(items),
-        data_collator=lambda batch: peer_batch(batch, pixels, SHAPE),
+        data_collator=lambda batch: peer_batch(batch, pixels, SHAPE, tiles),
     )
 
 
 def make_ours(
     model: Any,
     items: list[Item],
-    pixels: Tensor,
+    pixels: Pictures,
+    tiles: Tiles | None,
     common: dict[str, Any],
     setting: Setting,
     folder: Path,
@@ -186,10 +229,11 @@ def make_ours(
     key, pictures = "images", pixels
     if setting.caches_features:
         with torch.no_grad():
-            features = model.get_vision_tower()(pixels).numpy()
+            features = model.get_vision_tower()(torch.cat(pixels) if tiles else pixels).numpy()
         np.save(folder / "features.npy", features)
-        key, pictures = "image_features", np.load(folder / "features.npy", mmap_mode="r")
-        pictures = torch.from_numpy(pictures)
+        key = "image_features"
+        pictures = torch.from_numpy(np.load(folder / "features.npy", mmap_mode="r"))
+        pictures = pictures.split([len(picture) for picture in pixels]) if tiles else pictures
     if not setting.selects_supervised:
         causal_lm.causal_lm_loss = loss_of_all_positions  # type: ignore[attr-defined]
     if not setting.packs:
@@ -205,7 +249,7 @@ def make_ours(
         model=model,
         args=args,
         train_dataset=Items(items),
-        data_collator=lambda batch: our_batch(batch, pictures, key),
+        data_collator=lambda batch: our_batch(batch, pictures, key, tiles),
         train_sampler=SequentialSampler(items),
     )
 
