@@ -91,9 +91,11 @@ def test_command(base_folder: Path, tmp_path: Path) -> None:
     runner = CliRunner(env={"COLUMNS": "120"})
     shown = runner.invoke(app, [*given, "--out", str(plot)], catch_exceptions=False)
     assert shown.exit_code == 0
-    rows = [line for line in shown.stdout.splitlines() if "tiny" in line]
-    assert [row.split()[3] for row in rows] == ["en", "hr", "cs", "hr"]
-    assert "vijesti.txt" in rows[3] and "1.00" in rows[0]
+    lines = [line for line in shown.stdout.splitlines() if line.startswith("│")]
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+    assert [row[1] for row in rows] == ["en", "hr", "cs", "hr"]
+    assert [row[0] for row in rows] == [base_folder.name, "", "", ""]
+    assert rows[3][2] == "vijesti.txt" and "1.00" in rows[0]
     with Image.open(plot) as image:
         assert image.width > 500
     found = json.loads(runner.invoke(app, [*given, "--json"], catch_exceptions=False).stdout)
