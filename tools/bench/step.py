@@ -229,7 +229,7 @@ def make_ours(
     key, pictures = "images", pixels
     if setting.caches_features:
         with torch.no_grad():
-            features = model.get_vision_tower()(torch.cat(pixels) if tiles else pixels).numpy()
+            features = model.get_vision_tower()(torch.cat([*pixels]) if tiles else pixels).numpy()
         np.save(folder / "features.npy", features)
         key = "image_features"
         pictures = torch.from_numpy(np.load(folder / "features.npy", mmap_mode="r"))
