@@ -1,6 +1,7 @@
-"""Tiny random vision models of each family, written as published folders are."""
+"""Tiny random vision models of each family, written as published folders are, and checkpoints."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -108,3 +109,41 @@ def photograph(width: int = 90, height: int = 60) -> Image.Image:
     values[10:30, 20:50] += 60
     values += rng.normal(0, 12, values.shape)
     return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+# of any language model; what a family does not know is left aside
+LANGUAGE_SIZES = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
+def write_checkpoint(folder: Path, golden_dir: Path, family: str, tower: str, **settings) -> Path:
+    """Writes a random model of any family with its tower beside it, and Llama's tokenizer."""
+    from llava.model.language_model.causal_lm import get_family
+    from llava.model.tokenizer import load_tokenizer
+
+    names = tower.split("+")
+    vision = [write_tower(folder / name, name) for name in names]
+    shutil.copy(golden_dir / "llava" / "tokenizer.model", folder)
+    words = {"tokenizer_class": "LlamaTokenizer", "legacy": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(words))
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    made = get_family(family)
+    config = made.config_class(**{
+        **LANGUAGE_SIZES, "vocab_size": len(load_tokenizer(folder)), "name_or_path": str(folder),
+        "mm_use_im_patch_token": False, "mm_vision_tower": tower,
+        "mm_hidden_size": SIZES["hidden_size"] * len(vision), "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch",
+        "mm_patch_merge_type": "flat", "image_aspect_ratio": "square", "tie_word_embeddings": False,
+        "architectures": [made.model_class.__name__], **settings,
+    })  # fmt: skip
+    torch.manual_seed(0)
+    model = made.model_class(config)
+    with torch.no_grad():
+        for key, value in model.named_parameters():
+            if "vision_tower" not in key:
+                value.normal_(1.0 if "norm" in key else 0.0, 0.1)
+    model.save_pretrained(folder)
+    return folder

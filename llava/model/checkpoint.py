@@ -291,13 +291,13 @@ class MultimodalConfig:
         return "unpad" in (self.mm_patch_merge_type or "")
 
 
-def save_tower(tower: Any, folder: str | Path) -> None:
-    """Writes a CLIP model as a folder whose keys have the level `vision_model.`.
+def save_tower(tower: Any, folder: str | Path, level: str = _OLD_LEVEL) -> None:
+    """Writes a vision model as a folder whose keys have the level that published ones have.
 
-    Transformers 4 and vLLM know no other spelling: there, keys without it leave the tower with
-    random weights, or are refused.
+    Transformers 4 and vLLM know no other spelling of CLIP and SigLIP: there, keys without it leave
+    the tower with random weights, or are refused.
     """
-    weights = {_OLD_LEVEL + key: value for key, value in tower.state_dict().items()}
+    weights = {level + key: value for key, value in tower.state_dict().items()}
     tower.save_pretrained(folder, state_dict=weights)
 
 

@@ -19,7 +19,13 @@ from llava.model.multimodal_encoder.families import family_of
 
 TOWER_ITEM = "vision tower"
 # architectures in the registries of transformers and vLLM
-ARCHITECTURES = ("LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration")
+ARCHITECTURES = (
+    "LlavaForConditionalGeneration",
+    "LlavaNextForConditionalGeneration",
+    "LlavaOnevisionForConditionalGeneration",
+)
+# that vLLM's LLaVA classes build
+VLLM_TOWERS = ("clip_vision_model", "siglip_vision_model")
 
 
 class Finding(NamedTuple):
@@ -43,8 +49,13 @@ def check_servers(findings: list[Finding]) -> list[Finding]:
     """
     gaps = [finding.item for finding in findings if not finding.ok]
     in_transformers = [item for item in gaps if item != TOWER_ITEM]
+    found = {finding.item: finding.found for finding in findings}
     loads = "loads it, with AutoProcessor"
+    if "Onevision" in found.get("architecture", ""):
+        loads += " if torchvision is installed (for its part for videos)"
     serves = "serves flat images (anyres was not tried)"
+    if (tower := found.get("vision_config")) not in (None, *VLLM_TOWERS):
+        gaps.append(f"a {tower} tower")
     return [
         Finding("transformers 5.23", not in_transformers, _cannot_load(in_transformers) or loads),
         Finding("vLLM 0.32", not gaps, _cannot_load(gaps) or serves),
@@ -90,8 +101,9 @@ def _check_weights(
     without = [name for name in tower if f"vision_tower.{level}" not in name]
     named = f"{len(tower)} keys" + (f" with the level {level}" if level else "")
     if without:
-        named = f"{without[0]} and {len(without) - 1} more keys lack the level vision_model."
-    rows = next((s[0] for name, s in shapes.items() if name.endswith("embed_tokens.weight")), None)
+        named = f"{without[0]} and {len(without) - 1} more keys lack the level {level}"
+    tables = ("embed_tokens.weight", "lm_head.weight")  # one of them is there, whatever the base
+    rows = next((shape[0] for name, shape in shapes.items() if name.endswith(tables)), None)
     size = (config.get("text_config") or {}).get("vocab_size")
     needed = max(tokens.values(), default=-1) + 1
     is_whole = rows is not None and rows == size and rows >= needed > 0
@@ -107,7 +119,7 @@ def _check_processing(folder: Path) -> list[Finding]:
     settings = read_config(folder, "processor_config.json") or {}
     images = settings.get("image_processor") or read_config(folder, "preprocessor_config.json")
     kind = (images or {}).get("image_processor_type")
-    has_all = "patch_size" in settings and kind is not None
+    has_all = bool({"patch_size", "num_image_tokens"} & settings.keys()) and kind is not None
     templates = {"chat_template.jinja": (folder / "chat_template.jinja").is_file()}
     for name in ("chat_template.json", "tokenizer_config.json"):
         templates[name] = bool((read_config(folder, name) or {}).get("chat_template"))

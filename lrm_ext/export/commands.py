@@ -27,7 +27,11 @@ def export(
     ),
     conv_mode: str | None = typer.Option(None, help="Template; default: the checkpoint's."),
 ) -> None:
-    """Write a folder that plain transformers loads, with processor and chat template."""
+    """Write a folder that plain transformers loads, with processor and chat template.
+
+    Its class is transformers' llava, llava_next for anyres, or llava_onevision for anyres_max_N,
+    with any language model and tower; what these would compute otherwise is refused.
+    """
     from lrm_ext.export.transformers_checkpoint import export_hf
 
     export_hf(model, out, str(model_base) if model_base else None, conv_mode)
@@ -118,7 +122,7 @@ def benchmark(
 
 @import_app.command("hf")
 def import_(
-    model: Path = typer.Option(..., help="Folder of transformers' LLaVA class."),
+    model: Path = typer.Option(..., help="Folder of llava, llava_next or llava_onevision."),
     out: Path = typer.Option(..., help="New folder."),
 ) -> None:
     """Write a LLaVA checkpoint; a folder that was exported here gives the same weights."""
