@@ -216,13 +216,12 @@ def test_tiles_that_do_not_fit_are_an_error_before_the_first_step(
         (["0.png", "9.png"], "<image>" * 2, "missing_image", "9.png does not exist"),
     ],
 )
-@pytest.mark.parametrize("ratio", ["pad", "anyres_max_4"])
 def test_images_that_do_not_fit_are_an_error_before_the_first_step(
-    images, text, reason, message, ratio, flags, run_train, mixed, tmp_path
+    images, text, reason, message, flags, run_train, mixed, tmp_path
 ):
     record = {"id": "bad", "image": images, "conversations": turns(text, "A.")}
     (tmp_path / "bad.json").write_text(json.dumps([record]), encoding="utf-8")
-    settings = {**mixed, **TILED, "image_aspect_ratio": ratio, "data_path": tmp_path / "bad.json"}
+    settings = {**mixed, **TILED, "data_path": tmp_path / "bad.json"}
     with pytest.raises(SampleError, match=f"sample 'bad'.*{message}") as error:
         run_train(flags(**settings))
     assert error.value.reason == reason
