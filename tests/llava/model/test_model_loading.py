@@ -90,7 +90,10 @@ def test_released_checkpoints_call_themselves_llava(checkpoint, golden, pixels):
 
 
 def test_native_llava_format_is_named(checkpoint):
-    edit_json(checkpoint / "config.json", model_type="llava", mm_vision_tower=None)
+    theirs = ["LlavaForConditionalGeneration"]
+    edit_json(
+        checkpoint / "config.json", model_type="llava", architectures=theirs, mm_vision_tower=None
+    )
     with pytest.raises(ConfigError, match="transformers' own 'llava' model"):
         load(checkpoint)
 
