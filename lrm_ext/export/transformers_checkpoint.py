@@ -367,7 +367,7 @@ def build_config(model: Any, image_token: int, video_token: int | None = None) -
 
 def _text_config(model: Any, vocab_size: int) -> Any:
     """Returns the base's own configuration, of a head that does nothing but multiply."""
-    base = CONFIG_MAPPING[find_family(model.config.model_type, "the model")]
+    base: Any = CONFIG_MAPPING[find_family(model.config.model_type, "the model")]
     left = {"model_type", "architectures", "transformers_version", "_name_or_path"}
     fields = [field.name for field in dataclasses.fields(base)]
     # a field may be written under its alias (Qwen 3 MoE's number of experts)
@@ -539,8 +539,8 @@ def import_hf(hf_path: Path, out_dir: Path) -> None:
 
 
 def _read_hf_config(hf_path: Path) -> Any:
-    config = AutoConfig.from_pretrained(hf_path)
-    if not isinstance(config, (LlavaConfig, LlavaNextConfig, LlavaOnevisionConfig)):
+    config: Any = AutoConfig.from_pretrained(hf_path)
+    if type(config) not in (LlavaConfig, LlavaNextConfig, LlavaOnevisionConfig):
         raise ConfigError(
             f"{hf_path}: found model_type {config.model_type!r}; expected llava, llava_next or "
             "llava_onevision"
@@ -595,7 +595,7 @@ def _image_settings(hf_path: Path, note: dict[str, Any] | None) -> dict[str, Any
     settings = {key: own[key] for key in IMAGE_SETTINGS if own.get(key) is not None}
     # of many, these two crop, or do not
     crops = "shortest_edge" in settings.get("size", {}) or own.get("do_center_crop")
-    kind = CLIPImageProcessorPil if crops else SiglipImageProcessorPil
+    kind: Any = CLIPImageProcessorPil if crops else SiglipImageProcessorPil
     return dict(json.loads(kind(**settings).to_json_string()))
 
 
