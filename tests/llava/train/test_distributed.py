@@ -291,7 +291,7 @@ def test_lora_on_the_tower(mode, one_process, two_ranks, mixed_data, tiny_data, 
     assert again == pytest.approx(losses(two)[SAVED_STEP], abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["qwen3", "gemma3_text", "cohere", "smollm3", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["qwen3", "gemma3_text"])
 def test_other_families_under_zero3(name, make_base, one_process, two_ranks, tiny_data):
     """Their first losses, because rounding grows from step to step."""
     stage = {"model_name_or_path": make_base(name), "max_steps": 4, "save_steps": 4}
