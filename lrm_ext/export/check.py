@@ -24,8 +24,8 @@ ARCHITECTURES = (
     "LlavaNextForConditionalGeneration",
     "LlavaOnevisionForConditionalGeneration",
 )
-# that vLLM's LLaVA classes build
-VLLM_TOWERS = ("clip_vision_model", "siglip_vision_model")
+# with which vLLM was run
+VLLM_TOWERS = ("clip_vision_model",)
 
 
 class Finding(NamedTuple):
@@ -55,7 +55,7 @@ def check_servers(findings: list[Finding]) -> list[Finding]:
         loads += " if torchvision is installed (for its part for videos)"
     serves = "serves flat images (anyres was not tried)"
     if (tower := found.get("vision_config")) not in (None, *VLLM_TOWERS):
-        gaps.append(f"a {tower} tower")
+        gaps.append(f"a {tower} tower, with which it was not tried")
     return [
         Finding("transformers 5.23", not in_transformers, _cannot_load(in_transformers) or loads),
         Finding("vLLM 0.32", not gaps, _cannot_load(gaps) or serves),

@@ -360,8 +360,11 @@ def build_config(model: Any, image_token: int, video_token: int | None = None) -
         given = read_pinpoints(mm.image_grid_pinpoints, tower.input_size)
         keywords["image_grid_pinpoints"] = [[high, wide] for wide, high in given]
     if kind is LlavaOnevisionConfig:
-        own = {"video_token_index": video_token, "vision_aspect_ratio": mm.image_aspect_ratio}
-        return kind(**keywords, **own)
+        keywords |= {
+            "video_token_index": video_token,
+            "vision_aspect_ratio": mm.image_aspect_ratio,
+        }
+        return kind(**keywords)
     return kind(image_seq_length=tower.num_image_tokens, **keywords)
 
 
