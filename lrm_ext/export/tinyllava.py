@@ -180,7 +180,8 @@ def split_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
             "parts in folders of their own: merge it with its code and save the whole model"
         )
     check_complete(path)
-    weights, tower = {}, {}
+    weights: dict[str, Tensor] = {}
+    tower: dict[str, Tensor] = {}
     for file in files:
         for key, value in read_tensors(file).items():
             if key.startswith(_TOWER_PREFIX):
