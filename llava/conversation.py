@@ -572,9 +572,7 @@ def select_conversation(
         name, found = str(stored.get("name", "custom")), conversation_from_dict(stored)
     else:
         by_model = (template for part, template in _NAME_RULE if part in model_name.lower())
-        # LLaVA has had projectors of several layers since v1.5
-        is_v1 = str(_config_value(config, "mm_projector_type")).startswith("mlp")
-        name = stored or next(by_model, "llava_v1" if is_v1 else "llava_v0")
+        name = stored or next(by_model, "llava_v0")
         found = get_conversation(name)
     if conv_mode is None or conv_mode == name:
         return name, found

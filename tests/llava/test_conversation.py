@@ -218,9 +218,8 @@ YI, LLAMA_3 = {"eos_token_id": 7}, {"bos_token_id": 128000}
         ),
         ({"model_type": "llava_llama", **LLAMA_3}, "llava_llama_3"),
         ({"model_type": "llava_qwen", "conversation": "plain"}, "plain"),
-        # LLaVA's own on Vicuna; LLaVA's rule by name comes first
-        ({"model_type": "llava_llama", "mm_projector_type": "mlp2x_gelu"}, "llava_v1"),
-        ({"model_type": "llava_llama", "mm_projector_type": "linear"}, "llava_v0"),
+        # LLaVA's own on Vicuna: its rule by name
+        ({"model_type": "llava_llama", "mm_projector_type": "mlp2x_gelu"}, "llava_v0"),
     ],
 )
 def test_the_template_of_a_published_checkpoint(config, expected):
