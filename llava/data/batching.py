@@ -44,10 +44,11 @@ class DataCollatorForSupervisedDataset:
 
         Args:
             instances: With `input_ids` [T] and `labels` [T]; all of them, or none, with `image`
-                ([3, H, W], or [tiles, 3, H, W], or a list of several) or all with `image_features`
-                ([P, D_vision], or [tiles, P, D_vision], or a list); perhaps all with
-                `image_sizes`, (width, height) of each of these, and `image_positions`, what the
-                images of the sample take in the model and their tiles.
+                ([3, H, W], or [tiles, 3, H, W], or a list of several, or [1, frames, 3, H, W] of a
+                video) or all with `image_features` ([P, D_vision], or [tiles, P, D_vision], or a
+                list); perhaps all with `image_sizes`, (width, height) of each of these, and
+                `image_positions`, what the images of the sample take in the model and their tiles,
+                or frames.
 
         Returns:
             `input_ids`, `labels` (not shifted) and `attention_mask` (bool), each [B, T]; `images`
@@ -107,10 +108,10 @@ def token_lengths(
     while batch := list(islice(iterator, _BATCH)):
         chunks: list[list[str]] = []
         for sample in batch:
-            num_images = len(sample.images)
-            turns = place_images(sample.turns, conv, mm_use_im_start_end, num_images)
+            num_places = sample.num_places
+            turns = place_images(sample.turns, conv, mm_use_im_start_end, num_places)
             text = render(turns, conv).text
-            chunks.append(text.split(DEFAULT_IMAGE_TOKEN) if num_images else [text])
+            chunks.append(text.split(DEFAULT_IMAGE_TOKEN) if num_places else [text])
         ids, _ = encode_chunks([c for each in chunks for c in each], tokenizer, with_offsets=False)
         drop = num_bos(ids, tokenizer, chunks[0][0])
         lengths = iter(len(chunk) - drop for chunk in ids)

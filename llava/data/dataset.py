@@ -85,7 +85,8 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
         tokenizer: Its `model_max_length` is where ids are cut; cut samples are counted.
         data_args: With `image_folder`, `is_multimodal`, `image_aspect_ratio` (`pad`, `square`,
             `anyres` or `anyres_max_N`), `image_processor` and `mm_use_im_start_end`, as LLaVA's
-            training sets them; for tiles also `image_grid_pinpoints` and `mm_patch_merge_type`.
+            training sets them; for tiles also `image_grid_pinpoints` and `mm_patch_merge_type`;
+            for videos `video_frames`, perhaps with `mm_spatial_pool_stride`.
         conversation: The template; by default `llava.conversation.default_conversation` as it is
             now.
         drop_policy: What a bad sample does; by default it raises.
@@ -134,10 +135,10 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Returns `input_ids` [T], `labels` [T] (not shifted), `id` and, with a tower, `image`.
 
-        `image` is [3, H, W], [tiles, 3, H, W] where images are cut into tiles, or a list of
-        several; a text-only sample carries zeros, because each row of a batch owns an image slot.
-        With tiles, `image_sizes` and `image_positions` are what the collator wants. `id` is that
-        of the sample, also where the next one replaces it.
+        `image` is [3, H, W], [tiles, 3, H, W] where images are cut into tiles, a list of several,
+        or [1, frames, 3, H, W] of a video; a text-only sample carries zeros, because each row of a
+        batch owns an image slot. With tiles or videos, `image_sizes` and `image_positions` are what
+        the collator wants. `id` is that of the sample, also where the next one replaces it.
 
         Raises:
             SampleError: The sample or one of its images cannot be read.
@@ -147,15 +148,20 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
             images = [self._open(sample, path, i) for path in self._image_paths(sample)]
         except SampleError as error:
             return self._replace(i, sample, error)
-        positions = self._positions([image.size for image in images])
+        is_video = sample.video is not None
+        positions = self._positions([image.size for image in images], is_video)
         item: dict[str, Any] = {**self._encode(sample, positions), "id": sample.id}
         if self.tiling is not None:
-            item |= self._slots(images, positions, item["input_ids"])
+            item |= self._slots(images, positions, item["input_ids"], is_video)
         return item
 
     def sample(self, i: int) -> Sample:
         """Returns the sample as written, before any template."""
-        return Sample.from_record(self._index[i], self._index.where(i))
+        return self._read(self._index[i], self._index.where(i))
+
+    def _read(self, record: Any, where: str) -> Sample:
+        takes_video = bool(getattr(self.data_args, "video_frames", 0))
+        return Sample.from_record(record, where, takes_video)
 
     @property
     def list_data_dict(self) -> Sequence[dict[str, Any]]:
@@ -180,7 +186,7 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
         def samples() -> Iterator[Sample]:
             for i in range(len(self)):
                 sample = self.sample(i)
-                positions = self._positions(self._sizes(sample))
+                positions = self._positions(self._sizes(sample), sample.video is not None)
                 beyond.append(sum(positions) - len(positions))
                 yield sample
 
@@ -226,14 +232,14 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
             self._drops.keep(sample.lang)
             if has_leading_answer(entry.value):
                 self._drops.note("leading_answer", sample.lang)
-            index.add(entry, bool(sample.images))
+            index.add(entry, sample.num_places > 0)
         self._drops.finish()
         return index
 
     def _check(self, entry: Entry, where: str, is_file: Callable[[str], bool]) -> Sample:
         if isinstance(entry.value, SampleError):
             raise entry.value
-        sample = Sample.from_record(entry.value, where)
+        sample = self._read(entry.value, where)
         try:
             render(sample.turns, self.conversation)
         except SampleError as error:
@@ -261,36 +267,39 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
         return sample
 
     def _image_paths(self, sample: Sample) -> list[str]:
-        if not sample.images:
+        if not sample.num_places:
             return []
         folder = self.data_args.image_folder
-        if not self.data_args.is_multimodal:
+        if self.tiling is None:
             raise ConfigError(
                 f"Sample {sample.id!r} has an image, but the run has no vision tower. Give "
                 "--vision_tower, or train on text only."
             )
-        for image in sample.images:
+        images = self.tiling.sample_frames(sample.video) if sample.video else sample.images
+        for image in images:
             if folder is None and not os.path.isabs(image):
                 raise ConfigError(
                     f"Sample {sample.id!r} has the image {image}; give --image_folder, the "
                     "folder that it is in."
                 )
-        return [os.path.join(folder or "", image) for image in sample.images]
+        return [os.path.join(folder or "", image) for image in images]
 
     def _sizes(self, sample: Sample) -> list[tuple[int, int]]:
         """Returns (width, height) of the images; zeros where the positions do not depend on it."""
         paths = self._image_paths(sample)
-        if self.tiling is None or not self.tiling.pinpoints or len(paths) != 1:
+        if self.tiling is None or not self.tiling.pinpoints or len(sample.images) != 1:
             return [(0, 0)] * len(paths)
         try:
             return [image_size(paths[0], orient=self._orient_images)]
         except DataError:  # opening it for training will say so
             return [(self.tiling.side_px, self.tiling.side_px)]
 
-    def _positions(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
-        """Returns the positions of the images of a sample, which have these sizes."""
+    def _positions(self, sizes: Sequence[tuple[int, int]], is_video: bool = False) -> list[int]:
+        """Returns the positions of the images or the video of a sample, which have these sizes."""
         if self.tiling is None:
             return []
+        if is_video:
+            return [self.tiling.num_video_positions(len(sizes))]
         is_alone = len(sizes) == 1
         return [self.tiling.num_positions(size if is_alone else None) for size in sizes]
 
@@ -306,24 +315,33 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
             ) from error
 
     def _slots(
-        self, images: Sequence[Image.Image], positions: Sequence[int], input_ids: Tensor
+        self,
+        images: Sequence[Image.Image],
+        positions: Sequence[int],
+        input_ids: Tensor,
+        is_video: bool,
     ) -> dict[str, Any]:
-        """Returns an item's entries for the images whose places are left in its ids."""
+        """Returns an item's entries for the images, or the video, whose places its ids have."""
         assert self.tiling is not None
         processor, is_alone = self.data_args.image_processor, len(images) == 1
-        # a place that was cut off takes its image along, but each row owns one
-        images = images[: max(int((input_ids == IMAGE_TOKEN_INDEX).sum()), 1)]
-        pixels = [self.tiling.prepare(image, processor, is_alone) for image in images]
+        if is_video:
+            pixels, sizes = [self.tiling.prepare_video(images, processor)], [(0, 0)]
+        else:
+            # a place that was cut off takes its image along, but each row owns one
+            images = images[: max(int((input_ids == IMAGE_TOKEN_INDEX).sum()), 1)]
+            pixels = [self.tiling.prepare(image, processor, is_alone) for image in images]
+            sizes = [image.size for image in images]
         slots = pixels or [self.tiling.empty(processor)]
         item: dict[str, Any] = {"image": slots[0] if len(slots) == 1 else slots}
-        if self.tiling.pinpoints:
-            item["image_sizes"] = [image.size for image in images] or [(0, 0)]
-            item["image_positions"] = sum(positions[: len(images)]), sum(map(len, pixels))
+        if self.tiling.varies:
+            item["image_sizes"] = sizes or [(0, 0)]
+            num_tiles = sum(each.shape[:-3].numel() for each in pixels)
+            item["image_positions"] = sum(positions[: len(pixels)]), num_tiles
         return item
 
     def _encode(self, sample: Sample, positions: Sequence[int]) -> dict[str, Tensor]:
         """Encodes a sample whose images take so many positions each."""
-        num_images = len(sample.images)
+        num_images = sample.num_places
         # a text without a placeholder stays as it is
         turns = place_images(sample.turns, self.conversation, self._uses_start_end(), num_images)
         encoded = encode_turns(turns, self.conversation, self.tokenizer, num_images > 0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -31,7 +31,8 @@ UNSUPPORTED_FIELDS: Final = {
 MAX_IMAGES: Final = 200
 """Images of one sample at most: more fit into no context here, and are an error of the file."""
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
-_PLACEHOLDERS: Final = {"<video>": "video", "<audio>": "audio"}
+VIDEO_TOKEN: Final = "<video>"
+_PLACEHOLDERS: Final = {VIDEO_TOKEN: "video", "<audio>": "audio"}
 
 
 class SampleError(DataError):
@@ -58,7 +59,7 @@ class Turn:
 
     Attributes:
         role: `human` or `gpt`.
-        text: The text; each `<image>` marks the place of an image.
+        text: The text; each `<image>` marks the place of an image, or of the sample's video.
         supervised: Whether the answer counts in the loss. It means nothing for `human`.
     """
 
@@ -69,7 +70,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Sample:
-    """One training sample: a conversation about images, or text only.
+    """One training sample: a conversation about images, or a video, or text only.
 
     Attributes:
         id: Name of the sample, for messages.
@@ -80,6 +81,8 @@ class Sample:
         task: What kind of question it is.
         source: Data set that it comes from.
         instruction: Task instruction that shaped it.
+        video: Paths of the frames of its video below the image folder, in order; it has then no
+            image.
     """
 
     id: str
@@ -89,9 +92,12 @@ class Sample:
     task: str | None = None
     source: str | None = None
     instruction: str | None = None
+    video: tuple[str, ...] | None = None
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any], where: str) -> Sample:
+    def from_record(
+        cls, record: Mapping[str, Any], where: str, takes_video: bool = False
+    ) -> Sample:
         """Checks one LLaVA record.
 
         Args:
@@ -101,13 +107,15 @@ class Sample:
                 `content` (text or a list of parts), or `texts`, pairs of `user` and `assistant`;
                 `user` and `assistant` are read as `human` and `gpt`.
             where: `file:line` of the record, for messages.
+            takes_video: `video` may be a list of frames, which are images; `<video>` (or
+                `<image>`) in a question is their place.
 
         Returns:
             The sample. One `gpt` turn before the first `human` turn is left out, as LLaVA does.
 
         Raises:
             SampleError: Something is missing, of the wrong type, out of order or contradictory, or
-                the record has a video, sound or a system prompt of its own.
+                the record has sound, a system prompt of its own or a video that is not taken.
 
         Example:
             >>> Sample.from_record({"id": 7, "conversations": [
@@ -124,9 +132,11 @@ class Sample:
         sample_id = where if record.get("id") is None else str(record["id"])
         lang = record.get("lang")
         try:
-            _check_fields(record)
+            video = _read_video(record) if takes_video else None
+            _check_fields(record, {"video"} if video else ())
             fields = {key: record.get(key) for key in _EXTRA_FIELDS}
-            sample = cls(sample_id, _read_image(record), _read_turns(record), **fields)
+            turns = _read_turns(record, bool(video))
+            sample = cls(sample_id, _read_image(record), turns, **fields, video=video)
             _check_placeholders(sample)
             _check_characters(sample)
         except SampleError as error:
@@ -142,6 +152,11 @@ class Sample:
         """Paths of the images, in the order of their places; empty for text only."""
         return images_of(self.image)
 
+    @property
+    def num_places(self) -> int:
+        """Places that the turns hold: one of each image, or one of the video."""
+        return 1 if self.video else len(self.images)
+
     def to_record(self) -> dict[str, Any]:
         """Returns the sample as a LLaVA JSON object; fields that are None are left out."""
         turns: list[dict[str, Any]] = [
@@ -151,6 +166,8 @@ class Sample:
         ]
         image = list(self.image) if isinstance(self.image, tuple) else self.image
         record: dict[str, Any] = {"id": self.id, "image": image, "conversations": turns}
+        if self.video:
+            record["video"] = list(self.video)
         record |= {key: getattr(self, key) for key in _EXTRA_FIELDS}
         return {key: value for key, value in record.items() if value is not None}
 
@@ -193,23 +210,47 @@ def record_images(record: Mapping[str, Any]) -> list[Any]:
     return images
 
 
-def _check_fields(record: Mapping[str, Any]) -> None:
+def _check_fields(record: Mapping[str, Any], taken: Collection[str] = ()) -> None:
     """Refuses fields of a wrong type, and those that would be left out in silence.
 
-    The answers depend on the latter.
+    The answers depend on the latter, except for those that are taken.
     """
     for key in _EXTRA_FIELDS:
         if not isinstance(record.get(key), str | None):
             kind = type(record[key]).__name__
             raise SampleError(f"`{key}` is {kind}, expected a string.", "structure")
     for key, reason in UNSUPPORTED_FIELDS.items():
-        if record.get(key) not in (None, "", []):
+        if key not in taken and record.get(key) not in (None, "", []):
             what = "a system prompt of its own" if reason == "system_prompt" else f"{reason} data"
             raise SampleError(
                 f"the record has {what} (`{key}`: {_describe(record[key])}), which is not "
-                "supported. Leave it out, or take the field away to train without it.",
+                "supported here. Leave it out, or take the field away to train without it."
+                + (_TAKING_VIDEO if reason == "video" else ""),
                 reason,
             )
+
+
+_TAKING_VIDEO: Final = (
+    " llava.train.train takes `video` with the paths of the frames of one, given --video_frames."
+)
+
+
+def _read_video(record: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Returns the paths of the frames of a record's video; None without one."""
+    frames = record.get("video")
+    if frames in (None, "", []):
+        return None
+    if not isinstance(frames, list) or not all(isinstance(path, str) and path for path in frames):
+        raise SampleError(
+            f"`video` is {_describe(frames)}, expected a list of its frames: paths of images. "
+            "Extract them from a video file first, e.g. with ffmpeg -i a.mp4 -vf fps=1 a/%04d.jpg.",
+            "video",
+        )
+    if record_images(record):
+        raise SampleError(
+            "the record has images and a video, expected one of both. Leave it out.", "video"
+        )
+    return tuple(frames)
 
 
 def _read_image(record: Mapping[str, Any]) -> str | tuple[str, ...] | None:
@@ -248,13 +289,13 @@ def _turns_of_pairs(pairs: list[Any], num_images: int) -> Iterator[Any]:
         place = ""
 
 
-def _read_turns(record: Mapping[str, Any]) -> tuple[Turn, ...]:
+def _read_turns(record: Mapping[str, Any], has_video: bool = False) -> tuple[Turn, ...]:
     value = _raw_turns(record)
     if not isinstance(value, list) or not value:
         raise SampleError(
             f"`conversations` is {_describe(value)}, expected a list of turns.", "structure"
         )
-    turns = [_read_turn(turn, f"turn {number}") for number, turn in enumerate(value, 1)]
+    turns = [_read_turn(turn, f"turn {number}", has_video) for number, turn in enumerate(value, 1)]
     first = 1 if turns[0].role == "gpt" and len(turns) > 1 else 0
     for i, turn in enumerate(turns[first:]):
         if turn.role != ROLES[i % 2]:
@@ -270,7 +311,7 @@ def _read_turns(record: Mapping[str, Any]) -> tuple[Turn, ...]:
     return tuple(turns[first:])
 
 
-def _read_turn(turn: Any, here: str) -> Turn:
+def _read_turn(turn: Any, here: str, has_video: bool) -> Turn:
     if not isinstance(turn, Mapping) or not (
         {"from", "role"} & turn.keys() and {"value", "content"} & turn.keys()
     ):
@@ -287,7 +328,7 @@ def _read_turn(turn: Any, here: str) -> Turn:
             f"{here} is from {speaker!r}, expected one of {', '.join(_SPEAKERS)}.", "unknown_role"
         )
     if isinstance(text, list):
-        text = "\n".join(_read_part(part, here) for part in text)
+        text = "\n".join(_read_part(part, here, has_video) for part in text)
     if not isinstance(text, str) or not isinstance(supervised, bool):
         raise SampleError(
             f"{here}: `value` must be a string and `supervised` true or false.", "structure"
@@ -299,14 +340,16 @@ def _read_turn(turn: Any, here: str) -> Turn:
             "empty_turn",
         )
     if role == "human":
+        if has_video:  # from here on its place is that of an image
+            text = text.replace(VIDEO_TOKEN, DEFAULT_IMAGE_TOKEN)
         _refuse_placeholders(text, here)
     return Turn(role, text, supervised)
 
 
-def _read_part(part: Any, here: str) -> str:
-    """Reads a part of a message: text, or the place of an image."""
+def _read_part(part: Any, here: str, has_video: bool) -> str:
+    """Reads a part of a message: text, or the place of an image or of the record's video."""
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind in ("image", "image_url"):
+    if kind in ("image", "image_url") or (has_video and kind == "video"):
         return DEFAULT_IMAGE_TOKEN
     text = part.get("text") if isinstance(part, Mapping) else part
     if not isinstance(text, str):
@@ -337,7 +380,12 @@ def _check_placeholders(sample: Sample) -> None:
     counts = [turn.text.count(DEFAULT_IMAGE_TOKEN) for turn in sample.turns]
     holders = [i for i, count in enumerate(counts) if count]
     num_images = len(sample.images)
-    if not num_images and holders:
+    if sample.video and sum(counts) != 1:
+        fault = (
+            f"the turns hold {sum(counts)} places of a video ({VIDEO_TOKEN} or "
+            f"{DEFAULT_IMAGE_TOKEN}), expected one, in a question."
+        )
+    elif not sample.num_places and holders:
         fault = (
             f"turn {holders[0] + 1} holds {DEFAULT_IMAGE_TOKEN}, but the record has no `image`. "
             "Add the image or take the placeholder out."
@@ -363,6 +411,7 @@ def _check_characters(sample: Sample) -> None:
     """Refuses characters that are not text: tokenizers fail on them, and they cannot be stored."""
     parts = {key: getattr(sample, key) for key in ("id", *_EXTRA_FIELDS)}
     parts |= {f"image {number}": path for number, path in enumerate(sample.images, start=1)}
+    parts |= {f"frame {number}": path for number, path in enumerate(sample.video or (), start=1)}
     parts |= {f"turn {number}": turn.text for number, turn in enumerate(sample.turns, start=1)}
     for name, text in parts.items():
         if text is not None and (found := _SURROGATE.search(text)):

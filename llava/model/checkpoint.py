@@ -268,6 +268,9 @@ class MultimodalConfig:
     mm_tunable_parts: str | None = None
     image_aspect_ratio: str = "square"
     image_grid_pinpoints: Any = None
+    mm_spatial_pool_stride: int | None = None
+    mm_spatial_pool_mode: str | None = None
+    mm_newline_position: str | None = None
     tokenizer_padding_side: str = "right"
     tokenizer_model_max_length: int | None = None
     max_sequence_length: int | None = None

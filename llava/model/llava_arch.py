@@ -32,6 +32,7 @@ from llava.model.multimodal_projector.builder import build_vision_projector, loa
 from llava.model.splice import (
     PackedRows,
     merge_flat,
+    merge_frames,
     merge_single,
     merge_spatial,
     pack_rows,
@@ -41,13 +42,12 @@ from llava.model.splice import (
     truncate_rows,
     unpad_image,
 )
-from llava.model.tiles import Tiling, is_tiled
+from llava.model.tiles import VIDEO_LAYOUT, Tiling, is_tiled
 
 __all__ = ["LlavaMetaForCausalLM", "LlavaMetaModel", "unpad_image"]
 from llava.model.tokenizer import initialize_vision_tokens
 
 log = logging.getLogger(__name__)
-
 # settings of a training that a checkpoint's configuration keeps
 _RECORDED = (
     "mm_projector_type",
@@ -233,7 +233,7 @@ class LlavaMetaForCausalLM(ABC):
             past_key_values: Returned as it is.
             labels: [B, T], not shifted, or None.
             images: [N, 3, S, S], [N, tiles, 3, S, S] or a list; row-major over the sentinels, one
-                dummy image for each row without a sentinel.
+                dummy image for each row without a sentinel. [1, frames, 3, S, S] is a video.
             image_sizes: (width, height) of each image in pixels; `spatial` merges need it.
             image_features: [N, P, D_vision] (or a list) outputs of the tower, in place of images.
 
@@ -340,9 +340,29 @@ class LlavaMetaForCausalLM(ABC):
         entry_ndim = 3 if image_features is None else 2  # [3, S, S] or [P, D_vision]
         if isinstance(given, Tensor) and given.ndim == entry_ndim + 1:
             return list(encode(given))
-        tiled = [entry if entry.ndim > entry_ndim else entry.unsqueeze(0) for entry in given]
+        tiled = [entry.reshape(-1, *entry.shape[-entry_ndim:]) for entry in given]
         features = encode(torch.cat(tiled)).split([len(entry) for entry in tiled])
-        return [self._merge_tiles(f, image_sizes, i) for i, f in enumerate(features)]
+        return [
+            self._merge_frames(features[i])
+            if entry.ndim == entry_ndim + 2
+            else self._merge_tiles(features[i], image_sizes, i)
+            for i, entry in enumerate(given)
+        ]
+
+    def _merge_frames(self, features: Tensor) -> Tensor:
+        """Lays out the frames of a video: [frames, P, D] -> [frames * P', D].
+
+        Raises:
+            ConfigError: The checkpoint was trained with another layout, or without videos.
+        """
+        settings = self._settings
+        found = {key: getattr(settings, key) for key in VIDEO_LAYOUT}
+        if found != VIDEO_LAYOUT:
+            raise ConfigError(
+                f"a video was given, but config.json has {found}, expected {VIDEO_LAYOUT}, as "
+                "models have that this code trained with --video_frames"
+            )
+        return merge_frames(features, settings.mm_spatial_pool_stride or 1)
 
     def _dummy_sequences(self, input_ids: Tensor, labels: Tensor | None) -> list[Tensor] | None:
         """Returns a dummy image per row for a text-only training batch, else None.

@@ -6,8 +6,9 @@ Four pure functions, applied in this order: `strip_padding`, `splice_rows`, `tru
 `pad_rows` or, to train without padding, `pack_rows`. They know no model and read no configuration;
 encoding images is not done here.
 The `merge_...` functions (`mm_patch_merge_type`) make an image's sequence [N, D] of the projected
-features of its tiles, [tiles, P, D]; tile 0 is the overview, the others are row-major. The geometry
-(which tiles an image gets, and how large its map is) is `llava.model.tiles`.
+features of its tiles, [tiles, P, D]; tile 0 is the overview, the others are row-major; or that of a
+video of its frames'. The geometry (which tiles an image gets, and how large its map is) is
+`llava.model.tiles`.
 
 Legend: B rows, T tokens of a row, P features of an image or tile (S x S), L positions of a spliced
 row, D hidden, R and C the tile rows and columns of the grid.
@@ -15,6 +16,7 @@ row, D hidden, R and C the tile rows and columns of the grid.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -255,6 +257,20 @@ def merge_spatial(
         newline = image_newline.to(image)[:, None, None].expand(-1, height, 1)
         image = torch.cat([image, newline], dim=2)
     return torch.cat([overview, rearrange(image, "d h w -> (h w) d")])
+
+
+def merge_frames(features: Tensor, pool_stride: int) -> Tensor:
+    """Puts the frames of a video one after the other: [frames, P, D] -> [frames * P', D].
+
+    Args:
+        features: Projected features of the frames.
+        pool_stride: The map of each frame, S x S, is averaged over squares of so many positions a
+            side, without what is left over at its right and lower edge; 1: it is not.
+    """
+    if pool_stride > 1:
+        maps = rearrange(features, "f (h w) d -> f d h w", h=math.isqrt(features.shape[1]))
+        features = rearrange(F.avg_pool2d(maps, pool_stride), "f d h w -> f (h w) d")
+    return features.flatten(0, 1)
 
 
 def merge_single(features: Tensor, image_newline: Tensor | None) -> Tensor:

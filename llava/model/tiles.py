@@ -1,9 +1,9 @@
 """Cuts images into tiles, counts their positions, and carries pixels as bytes that lose nothing.
 
 Input: PIL images, sizes in pixels, the tower's image processor. Output: sizes, images, pixel
-tensors. `Tiling` is the only place that knows which tiles an image gets and how many positions they
-take in the model; `llava.model.splice` arranges features by it. Non-goals: prompts (`llava.data`),
-what the tower does with the pixels.
+tensors. `Tiling` is the only place that knows which tiles an image gets, which frames of a video
+are shown, and how many positions they take in the model; `llava.model.splice` arranges features by
+it. Non-goals: prompts (`llava.data`), what the tower does with the pixels.
 
 Legend: S side of a tile in pixels, P positions of a tile.
 """
@@ -28,6 +28,9 @@ from llava.images import shape_image
 from llava.model.multimodal_encoder.families import processor_side
 
 Size = tuple[int, int]
+
+VIDEO_LAYOUT = {"mm_spatial_pool_mode": "average", "mm_newline_position": "no_token"}
+"""How the frames of a video become positions, in LLaVA-NeXT's keys of `config.json`."""
 
 
 def select_best_resolution(original_size: Size, possible_resolutions: Sequence[Size]) -> Size:
@@ -160,6 +163,9 @@ class Tiling:
         merge_type: `mm_patch_merge_type`.
         side_px: S.
         num_tokens: P.
+        video_frames: Frames of a video that are shown; 0: no videos.
+        pool_stride: `mm_spatial_pool_stride`. The map of a frame's features is averaged over
+            squares of so many positions a side; 1: it is not.
     """
 
     aspect_ratio: str
@@ -167,6 +173,8 @@ class Tiling:
     merge_type: str
     side_px: int
     num_tokens: int
+    video_frames: int = 0
+    pool_stride: int = 1
 
     @classmethod
     def of(cls, settings: Any, side_px: int, num_tokens: int) -> Tiling:
@@ -179,7 +187,9 @@ class Tiling:
         given = getattr(settings, "image_grid_pinpoints", None)
         pinpoints = tuple(read_pinpoints(given, side_px)) if is_tiled(ratio) else ()
         merge_type = getattr(settings, "mm_patch_merge_type", None) or "flat"
-        return cls(ratio, pinpoints, merge_type, side_px, num_tokens)
+        video_frames = int(getattr(settings, "video_frames", None) or 0)
+        stride = int(getattr(settings, "mm_spatial_pool_stride", None) or 1)
+        return cls(ratio, pinpoints, merge_type, side_px, num_tokens, video_frames, stride)
 
     @classmethod
     def of_training(cls, settings: Any) -> Tiling:
@@ -200,15 +210,21 @@ class Tiling:
             max_length: Positions of the longest sample.
 
         Raises:
-            ConfigError: They contradict each other, or an image leaves no room for text.
+            ConfigError: They contradict each other, or an image or a video leaves no room for text.
         """
-        if not self.pinpoints:
-            return
+        problems = self._video_problems(max_length) if self.video_frames else {}
+        if self.pinpoints:
+            problems |= self._tile_problems(max_length)
+        for problem, applies in problems.items():
+            if applies:
+                raise ConfigError(problem)
+
+    def _tile_problems(self, max_length: int) -> dict[str, bool]:
         side = math.isqrt(self.num_tokens)
         uneven = [list(pair) for pair in self.pinpoints if any(n % self.side_px for n in pair)]
         size = self.largest_size
         num_positions = self.num_positions(size)
-        problems = {
+        return {
             f"--image_grid_pinpoints {uneven} are no multiples of {self.side_px}, the side of the "
             "tower's images": bool(uneven),
             f"--mm_patch_merge_type {self.merge_type} needs tiles of n x n positions, but the "
@@ -223,9 +239,21 @@ class Tiling:
                 num_positions >= max_length
             ),
         }
-        for problem, applies in problems.items():
-            if applies:
-                raise ConfigError(problem)
+
+    def _video_problems(self, max_length: int) -> dict[str, bool]:
+        side = math.isqrt(self.num_tokens)
+        num_positions = self.num_video_positions(self.video_frames)
+        return {
+            f"--mm_spatial_pool_stride {self.pool_stride} needs frames of n x n positions, n at "
+            f"least {self.pool_stride}, but the tower gives {self.num_tokens}": (
+                self.pool_stride > 1 and (side * side != self.num_tokens or self.pool_stride > side)
+            ),
+            f"--mm_patch_merge_type {self.merge_type} and --video_frames need --image_aspect_ratio "
+            "anyres: without tiles, images take no newline": self.unpads and not self.pinpoints,
+            f"a video of {self.video_frames} frames takes {num_positions:,} positions, but "
+            f"--model_max_length is {max_length:,}: raise it, or give fewer --video_frames or a "
+            "larger --mm_spatial_pool_stride": num_positions >= max_length,
+        }
 
     def prepare(
         self, image: Image.Image, processor: Any, is_alone: bool = True, as_bytes: bool = False
@@ -246,6 +274,23 @@ class Tiling:
             return prepare_image(image, processor, "pad", (), as_bytes)[None]
         return prepare_image(image, processor, self.aspect_ratio, self.pinpoints, as_bytes)
 
+    def sample_frames(self, frames: Sequence[str]) -> Sequence[str]:
+        """Chooses those of a video's frames that are shown, evenly, with the first and the last."""
+        last, num_shown = len(frames) - 1, self.video_frames
+        if last < num_shown:
+            return frames
+        return [frames[i * last // max(num_shown - 1, 1)] for i in range(num_shown)]
+
+    def prepare_video(self, frames: Sequence[Image.Image], processor: Any) -> Tensor:
+        """Prepares the frames of a video, RGB images, each as one of several images is.
+
+        Returns:
+            [1, frames, 3, S, S], which the model takes in place of an image. Its number of
+            dimensions says that it is a video.
+        """
+        pixels = [self.prepare(frame, processor, is_alone=False) for frame in frames]
+        return torch.stack(pixels).flatten(0, -4)[None]
+
     def empty(self, processor: Any, dtype: torch.dtype = torch.float32) -> Tensor:
         """Returns the zeros that stand for the image of a sample without one: a single square."""
         side = processor_side(processor)
@@ -261,6 +306,11 @@ class Tiling:
         """Returns how many images of the tower's size an image becomes, with the overview."""
         columns, rows = (0, 0) if size is None or not self.pinpoints else self.grid(size)
         return 1 + columns * rows
+
+    @property
+    def varies(self) -> bool:
+        """Whether images and videos differ in their positions."""
+        return bool(self.pinpoints or self.video_frames)
 
     @property
     def max_tiles(self) -> int | None:
@@ -313,6 +363,12 @@ class Tiling:
             return self.num_tokens + self.unpads
         width, height = self.map_size(size)
         return self.num_tokens + height * (width + self.unpads)
+
+    def num_video_positions(self, num_frames: int) -> int:
+        """Returns the positions that a video takes of which so many frames are shown."""
+        if self.pool_stride == 1:
+            return num_frames * self.num_tokens
+        return int(num_frames * (math.isqrt(self.num_tokens) // self.pool_stride) ** 2)
 
 
 def is_tiled(aspect_ratio: str | None) -> bool:

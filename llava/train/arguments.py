@@ -109,6 +109,13 @@ class ModelArguments:
             "padding, and with a trained newline after each line."
         },
     )
+    mm_spatial_pool_stride: int = field(
+        default=1,
+        metadata={
+            "help": "Average the projected features of a video's frame over squares of so many "
+            "positions a side: 2 leaves a quarter. Images are left alone."
+        },
+    )
     mm_vision_select_feature: str | None = field(default="patch")
     s2: bool = field(
         default=False, metadata={"help": "Encode images at several scales (not in LLaVA)."}
@@ -171,6 +178,13 @@ class DataArguments:
         metadata={
             "help": "Sizes that anyres cuts images to: a list of (width, height) in pixels, or a "
             "range of tiles such as '(1x1),...,(6x6)'."
+        },
+    )
+    video_frames: int = field(
+        default=0,
+        metadata={
+            "help": "Frames that are shown of a video (`video` of a record, a list of images), "
+            "chosen evenly; each is made a square. 0: a record with a video is an error."
         },
     )
     max_drop_rate: float = field(
@@ -472,8 +486,17 @@ def _check_paths(
         ConfigError: Flags contradict each other; the message names them.
     """
     tunes, rate = model_args.tune_mm_mlp_adapter, data_args.max_drop_rate
+    frames, stride = data_args.video_frames, model_args.mm_spatial_pool_stride
     refuse(
         {
+            f"--video_frames is {frames}, expected 0 or more": frames < 0,
+            f"--video_frames {frames} shows videos: name a --vision_tower": (
+                frames and model_args.vision_tower is None
+            ),
+            f"--mm_spatial_pool_stride is {stride}, expected 1 or more": stride < 1,
+            f"--mm_spatial_pool_stride {stride} is for videos: give --video_frames, too": (
+                stride > 1 and not frames
+            ),
             "--tune_mm_mlp_adapter and --freeze_mm_mlp_adapter exclude each other": (
                 tunes and training_args.freeze_mm_mlp_adapter
             ),

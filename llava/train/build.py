@@ -53,7 +53,7 @@ from llava.model.checkpoint import (
 )
 from llava.model.families import MULTIMODAL_PARTS, linear_layers, text_part
 from llava.model.language_model.causal_lm import choose_attention
-from llava.model.tiles import Tiling
+from llava.model.tiles import VIDEO_LAYOUT, Tiling
 from llava.model.tokenizer import load_tokenizer, resize_to_tokenizer
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
 
@@ -403,7 +403,7 @@ def add_vision(
 
     Raises:
         CheckpointError: The tower or the projector file cannot be read or does not fit.
-        ConfigError: Images cannot be cut into tiles as the flags say.
+        ConfigError: Images cannot be cut into tiles, or videos be shown, as the flags say.
     """
     training_args.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter  # type: ignore[attr-defined]
     training_args.use_im_start_end = model_args.mm_use_im_start_end  # type: ignore[attr-defined]
@@ -432,7 +432,8 @@ def add_vision(
         model.initialize_vision_tokenizer(model_args, tokenizer=tokenizer)
     data_args.image_processor = tower.image_processor  # type: ignore[attr-defined]
     data_args.is_multimodal = True
-    data_args.mm_patch_merge_type = model_args.mm_patch_merge_type  # type: ignore[attr-defined]
+    for name in ("mm_patch_merge_type", "mm_spatial_pool_stride"):
+        setattr(data_args, name, getattr(model_args, name))
     Tiling.of_training(data_args).check(training_args.model_max_length)
     return tower.image_processor
 
@@ -682,10 +683,16 @@ def _table(counts: Collection[PartCount]) -> str:
     return "\n".join([f"{'part':<15}{'trainable':>15}{'all':>15}  dtype", *rows])
 
 
-def _pinpoints(data_args: DataArguments) -> dict[str, Any]:
-    """Returns the key of `config.json` for the sizes that images are cut to, as LLaVA writes it."""
-    pinpoints = Tiling.of_training(data_args).pinpoints
-    return {"image_grid_pinpoints": [list(pair) for pair in pinpoints]} if pinpoints else {}
+def _layout(data_args: DataArguments) -> dict[str, Any]:
+    """Returns the keys of `config.json` for tiles, as LLaVA writes them, and for videos."""
+    tiling = Tiling.of_training(data_args)
+    keys: dict[str, Any] = {}
+    if tiling.pinpoints:
+        keys["image_grid_pinpoints"] = [list(pair) for pair in tiling.pinpoints]
+    if tiling.video_frames:
+        keys |= {"video_frames": tiling.video_frames, **VIDEO_LAYOUT}
+        keys["mm_spatial_pool_stride"] = tiling.pool_stride
+    return keys
 
 
 def write_config(
@@ -708,7 +715,7 @@ def write_config(
     if model_args.vision_tower is not None:
         keys |= {
             "image_aspect_ratio": data_args.image_aspect_ratio,
-            **_pinpoints(data_args),
+            **_layout(data_args),
             "tune_mm_mlp_adapter": model_args.tune_mm_mlp_adapter,
             "freeze_mm_mlp_adapter": training_args.freeze_mm_mlp_adapter,
             "mm_use_im_start_end": model_args.mm_use_im_start_end,

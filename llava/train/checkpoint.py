@@ -336,7 +336,8 @@ _RESULT_FLAGS = (
     "mm_tunable_parts mm_vision_tower_lr mm_vision_tower_last_layers "
     "tune_mm_mlp_adapter freeze_mm_mlp_adapter freeze_backbone lora_enable lora_r lora_alpha "
     "lora_dropout lora_bias bits version mm_vision_select_layer mm_projector_type "
-    "image_aspect_ratio image_grid_pinpoints mm_patch_merge_type alignment_loss"
+    "image_aspect_ratio image_grid_pinpoints mm_patch_merge_type video_frames "
+    "mm_spatial_pool_stride alignment_loss"
 ).split()
 _SETTINGS = "settings"
 _PLACES = ("model_name_or_path", "vision_tower", "pretrain_mm_mlp_adapter", "data_path")

@@ -447,7 +447,7 @@ def describe_batch(inputs: dict[str, Any], num_image_positions: int = 0) -> str:
     )
     if counts := inputs.get("image_positions"):
         positions, tiles = map(sum, zip(*counts, strict=True))
-        text += f", and {tiles} tiles of images in {positions:,} positions"
+        text += f", and {tiles} tiles of images or frames of videos in {positions:,} positions"
     elif num_images:
         text += f", and {num_images} images of {num_image_positions:,} positions each"
     return text

@@ -361,7 +361,11 @@ def measure_data(
     )  # fmt: skip
     lengths = source
     num_in_images, num_tiles = float(shape.num_image_tokens), 1.0
-    if tiling is not None:
+    if tiling is not None and tiling.video_frames:
+        num_tiles = tiling.video_frames
+        num_in_images = tiling.num_video_positions(num_tiles)
+        lengths += f"; a video of {num_tiles} frames in each sample"
+    elif tiling is not None:
         size = tiling.largest_size
         num_in_images, num_tiles = images or (tiling.num_positions(size), tiling.num_tiles(size))
         lengths += "" if images else f"; images of {size[0]} x {size[1]} pixels"
@@ -384,13 +388,16 @@ def measure_data(
 
 
 def _tiling(flags: Mapping[str, str], shape: ModelShape) -> Any:
-    """Returns how images are cut into tiles (`llava.model.tiles.Tiling`); None if they are not.
+    """Returns how images are cut into tiles and videos shown (`llava.model.tiles.Tiling`).
+
+    None if neither is.
 
     Raises:
         ConfigError: A training with these flags would be refused.
     """
     ratio = flags.get("image_aspect_ratio", "square")
-    if not ratio.startswith("anyres") or shape.tower is None:
+    shows_videos = int(flags.get("video_frames", 0)) > 0
+    if not (ratio.startswith("anyres") or shows_videos) or shape.tower is None:
         return None
     from llava.model.tiles import Tiling  # torch is not needed otherwise
 

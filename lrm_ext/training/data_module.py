@@ -96,6 +96,11 @@ def lrm_data_module(context: DataContext) -> dict[str, Any]:
     has_data_path = context.data_args.data_path is not None
     if arguments.corpus_path is None and (has_data_path or arguments.mixture_path is None):
         return _plain_data_module(context, arguments)
+    if context.data_args.video_frames:
+        raise ConfigError(
+            f"--video_frames {context.data_args.video_frames}: a parallel corpus has no videos. "
+            "Train on them with --data_path (LLaVA JSON), or leave the flag out"
+        )
     if has_data_path:
         raise ConfigError(
             "--corpus_path and --data_path exclude each other: a mixture is drawn from a corpus"

@@ -130,7 +130,8 @@ def test_a_run_learns_the_newline_and_counts_positions(trained, mixed, tmp_path)
     # a sentinel is an id and no position
     assert [i + p - n for i, p, n in zip(ids, positions, (1, 2, 0), strict=True)] == lengths
     assert tiles == (17, 2, 0) and len(batch["images"]) == 4
-    assert f"{sum(tiles)} tiles of images in {sum(positions)} positions" in describe_batch(batch)
+    text = f"{sum(tiles)} tiles of images or frames of videos in {sum(positions)} positions"
+    assert text in describe_batch(batch)
     tokenizer, model, processor, _ = load_pretrained_model(
         str(tmp_path / "two"), None, "llava", device="cpu"
     )

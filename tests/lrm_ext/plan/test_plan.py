@@ -325,6 +325,18 @@ def test_a_cache_of_features_is_not_planned_for_a_trained_tower():
     ).caches_features
 
 
+def test_videos_are_counted():
+    flags = ("--video_frames", "8", "--mm_spatial_pool_stride", "2", "--model_max_length")
+    with pytest.raises(ConfigError, match="8 frames takes 1,152 positions.*is 1,152"):
+        make_plan("vicuna-7b", 8, "a100-80g", extra=(*flags, "1152"))
+    images = make_plan("vicuna-7b", 8, "a100-80g").stages[0]
+    videos = make_plan("vicuna-7b", 8, "a100-80g", extra=(*flags, "2048")).stages[0]
+    # of the 24 x 24 positions of a frame 12 x 12 are left
+    assert videos.data.num_positions - images.data.num_positions == 8 * 144 - 576
+    assert "a video of 8 frames in each sample" in videos.data.source_of_lengths
+    assert videos.flops.tower == 8 * images.flops.tower
+
+
 def test_tiles_are_counted(tmp_path):
     """Of the images of the corpus, or else of the largest image that is possible."""
     given = "[(336,672),(672,336),(672,672),(1008,336),(336,1008)]"

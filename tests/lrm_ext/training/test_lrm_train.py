@@ -201,11 +201,23 @@ def test_images_of_llava_json_are_turned_as_the_servers_turn_them(run_lrm, tmp_p
     assert all(torch.equal(weights[1][key], value) for key, value in weights[0].items())
 
 
+def test_videos_of_a_json_file_are_learned(run_lrm, tmp_path):
+    for i in range(3):
+        Image.new("RGB", (20, 30), (80 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    turns = [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "A."}]
+    record = {"id": "1", "video": [f"{i}.png" for i in range(3)], "conversations": turns}
+    (tmp_path / "v.json").write_text(json.dumps([record]))
+    data = {"corpus_path": None, "data_path": tmp_path / "v.json", "image_folder": tmp_path}
+    out = run_lrm(**data, video_frames=2, max_steps=1)
+    assert json.loads((out / "config.json").read_text())["video_frames"] == 2
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"corpus_path": None}, "no data"),
         ({"data_path": "x.json"}, "exclude each other"),
+        ({"video_frames": 4}, "a parallel corpus has no videos"),
         ({"corpus_path": None, "data_path": "x.json", "mixture_path": "m.toml"}, "parallel corpus"),
         ({"corpus_path": None, "data_path": "x.json", "feature_cache": "on"}, "parallel corpus"),
         ({"mixture_path": "nothing.toml"}, "no such file"),
