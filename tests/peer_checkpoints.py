@@ -168,7 +168,7 @@ PEERS = {
                   mm_spatial_pool_mode="bilinear", add_faster_video=False, faster_token_stride=10,
                   **ANYRES),
         "LlavaQwenForCausalLM", "qwen_1_5", 576, 7.94,
-        unverified="`vocab_size` and tower in its `config.json`: those of its base and of its script",
+        unverified="`vocab_size` and tower in its `config.json`; its base's and script's are taken",
     ),
     "PALO-7B": Peer(
         config_of(PALO, VICUNA_7B, CLIP),
