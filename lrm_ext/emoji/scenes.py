@@ -503,10 +503,10 @@ def load_scenes(limit: int | None = None) -> tuple[Scene, ...]:
     taken = Counter[str]()
     scenes = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        scene = scene_from_line(line, f"{path}:{number}")
-        taken[scene.split] += 1
-        if limit is None or taken[scene.split] <= limit:
-            scenes.append(scene)
+        split = line.partition("-")[0]
+        if limit is None or taken[split] < limit:
+            scenes.append(scene_from_line(line, f"{path}:{number}"))
+            taken[split] += 1
     return tuple(scenes)
 
 

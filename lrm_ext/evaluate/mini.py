@@ -85,10 +85,13 @@ class Mini:
     ask: Callable[[Sequence[Scene], str], Iterable[Item]]
     name_image: Callable[[Path, Path, Item], Item] | None = None
 
-    def make(self, lang: str, corpus_images: Path, images: Path) -> tuple[list[Item], Path]:
+    def make(
+        self, scenes: Sequence[Scene], lang: str, corpus_images: Path, images: Path
+    ) -> tuple[list[Item], Path]:
         """Makes the questions in one language, with copies of images if they have names of theirs.
 
         Args:
+            scenes: What to ask about; see `scenes_of`.
             lang: The language.
             corpus_images: Folder of the corpus' images.
             images: Folder for images of the benchmark's own.
@@ -96,16 +99,19 @@ class Mini:
         Returns:
             The questions, and the folder that their images are in.
         """
-        # scenes of a corpus that was unpacked in part only
-        scenes = [
-            scene
-            for scene in load_scenes()
-            if scene.split == "test" and (corpus_images / image_name(scene)).is_file()
-        ]
         items = list(self.ask(scenes, lang))
         if self.name_image is None:
             return items, corpus_images
         return [self.name_image(corpus_images, images, item) for item in items], images
+
+
+def scenes_of(corpus_images: Path) -> list[Scene]:
+    """Returns the test scenes of a corpus, which may have been unpacked in part only."""
+    return [
+        scene
+        for scene in load_scenes()
+        if scene.split == "test" and (corpus_images / image_name(scene)).is_file()
+    ]
 
 
 @cache

@@ -154,12 +154,13 @@ def ensure_mini(name: str, corpus: Path) -> Path:
 
 
 def _make_mini(name: str, corpus: Path, folder: Path) -> None:
-    from lrm_ext.evaluate.mini import MINI, mini_languages
+    from lrm_ext.evaluate.mini import MINI, mini_languages, scenes_of
 
-    mini = MINI[name]
+    mini, corpus_images = MINI[name], corpus / IMAGES_DIR
+    scenes = scenes_of(corpus_images)
     shutil.rmtree(folder, ignore_errors=True)
     for lang in mini_languages():
-        items, root = mini.make(lang, corpus / IMAGES_DIR, folder / IMAGES_DIR)
+        items, root = mini.make(scenes, lang, corpus_images, folder / IMAGES_DIR)
         write_folder(folder, mini.kind, lang, items, root, Path(mini.source), QUESTION)
 
 

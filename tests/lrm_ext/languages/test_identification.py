@@ -23,7 +23,7 @@ def identifier() -> LanguageIdentifier:
 def texts() -> list[str]:
     turns = [
         turn.text.lower()
-        for scene in load_scenes()[:40]
+        for scene in load_scenes(limit=40)[:40]
         for lang in ("hr", "zh", "ru", "cs", "fr")
         for turn in (*question_turns(scene, lang)[:4], *caption_turns(scene, lang))
     ]
