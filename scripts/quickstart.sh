@@ -47,7 +47,8 @@ pretrained=$run-pretrain
 train_flags=()
 eval_flags=()
 if [[ $smoke == 1 ]]; then
-  train_flags=(--max_steps 20)
+  # no feature cache: it would encode all images for a few steps
+  train_flags=(--max_steps 20 --feature_cache off)
   eval_flags=(--languages "en,hr,zh" --limit 24)
 fi
 
