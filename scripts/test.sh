@@ -48,7 +48,7 @@ check() {
 
 # shellcheck disable=SC2317,SC2329  # called through check
 check_shell() {
-  find scripts .ci -type f \( -name '*.sh' -o -path .ci/run \) -print0 |
+  find scripts .ci -type f \( -name '*.sh' -o -name '*.sbatch' -o -path .ci/run \) -print0 |
     xargs -0 shellcheck --external-sources
 }
 
