@@ -33,14 +33,14 @@ from llava.conversation import (
     select_conversation,
 )
 from llava.errors import CheckpointError, DataError, ServiceError
-from llava.images import open_image
+from llava.images import image_size, open_image
 from llava.mm_utils import (
     get_model_name_from_path,
     pad_left,
     process_images,
     tokenizer_image_token,
 )
-from llava.model.tiles import Tiling, is_tiled, prepare_image
+from llava.model.tiles import Tiling
 from lrm_ext.evaluate.items import check_places
 from lrm_ext.languages.templates import in_language, register_templates
 
@@ -326,7 +326,7 @@ class LlavaAnswerer:
             return len(request.images) * self._tiling.num_positions(None)
         (path,) = request.images
         if path not in self._sizes:
-            self._sizes[path] = self._open(path).size
+            self._sizes[path] = self._open(path).size if path is None else image_size(path)
         return self._tiling.num_positions(self._sizes[path])
 
     def _open(self, path: Path | None) -> Image.Image:
@@ -357,8 +357,8 @@ class LlavaAnswerer:
     def _run_tower(self, images: list[Image.Image], is_alone: bool) -> list[Tensor]:
         """Runs the tower once over images: [P, D_vision] or [tiles, P, D_vision] of each."""
         model, processor = self._model, self._image_processor
-        if is_tiled(self._tiling.aspect_ratio) and not is_alone:
-            pixels: Any = [prepare_image(image, processor, "pad")[None] for image in images]
+        if self._tiling.pinpoints:
+            pixels: Any = [self._tiling.prepare(image, processor, is_alone) for image in images]
         else:
             pixels = process_images(images, processor, model.config)
         tower = model.get_vision_tower()

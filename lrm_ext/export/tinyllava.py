@@ -28,11 +28,11 @@ from llava.model.families import build_blank, class_names, find_family, model_ty
 from llava.model.multimodal_encoder.families import IMPORTED_KEY
 from llava.model.multimodal_projector.builder import read_tensors
 from llava.model.tokenizer import load_tokenizer
+from lrm_ext.export.transformers_checkpoint import TOWER_FOLDER
 from lrm_ext.languages.templates import register_templates
 
 log = logging.getLogger(__name__)
 
-TOWER_FOLDER = "vision_tower"
 _TOWER_PREFIX = "vision_tower._vision_tower."
 # prefixes of the other weights, there and here
 _PREFIXES = (("language_model.", ""), ("connector._connector.", "model.mm_projector."))

@@ -71,7 +71,13 @@ from llava.model.checkpoint import (
     read_config,
     save_tower,
 )
-from llava.model.families import build_blank, class_names, find_family, model_type_of
+from llava.model.families import (
+    build_blank,
+    class_names,
+    find_family,
+    model_type_of,
+    refuse_foreign,
+)
 from llava.model.language_model.causal_lm import get_family
 from llava.model.multimodal_encoder.families import NUM_TOKENS_KEY, family_of, side_px
 from llava.model.multimodal_encoder.vision_tower import VisionTower, notes_tokens
@@ -542,6 +548,7 @@ def import_hf(hf_path: Path, out_dir: Path) -> None:
 
 
 def _read_hf_config(hf_path: Path) -> Any:
+    refuse_foreign(read_config(hf_path) or {}, str(hf_path))
     config: Any = AutoConfig.from_pretrained(hf_path)
     if type(config) not in (LlavaConfig, LlavaNextConfig, LlavaOnevisionConfig):
         raise ConfigError(

@@ -22,7 +22,7 @@ import os
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,6 @@ class ImageLoader:
             )
         self.processor, self.tiling = processor, aspect_ratio
         self.uses_draft, self.gives_bytes = uses_draft, keeps_bytes(processor)
-        self._sizes: dict[Path, tuple[int, int]] = {}
 
     @property
     def empty(self) -> Tensor:
@@ -94,10 +93,8 @@ class ImageLoader:
         Raises:
             DataError: The image is missing or cannot be read.
         """
-        if path not in self._sizes:
-            with _explained(path):
-                self._sizes[path] = image_size(path)
-        return self._sizes[path]
+        with _explained(path):
+            return _size(path)
 
     def __call__(self, path: Path, is_alone: bool = True) -> Tensor:
         """Returns the pixels of an image, [3, S, S], or [tiles, 3, S, S] where images are cut.
@@ -113,6 +110,10 @@ class ImageLoader:
         with _explained(path):
             image = open_image(path, least_side=DRAFT_MARGIN * side if self.uses_draft else None)
         return self.tiling.prepare(image, self.processor, is_alone, self.gives_bytes)
+
+
+# a sample asks twice: for its length, and with its pixels
+_size = lru_cache(maxsize=2**16)(image_size)
 
 
 @contextmanager

@@ -10,23 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from corpus_cli import lrm
 
 from llava.data.records import iter_records
 from llava.errors import DataError
-from lrm_ext.cli import app
 from lrm_ext.corpus.store import Corpus
 
 LONG = "A dog and a cat are asleep. " * 3600  # more than 100,000 characters
 MARKS = "\u202bשלום\u202c and \u200fno\u200e\ufeff end"
-
-
-def lrm(*arguments: str | Path, code: int = 0) -> str:
-    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(a) for a in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 def record(sample_id: str, question: str = "Hi", answer: str = "Ho", **more: Any) -> dict[str, Any]:

@@ -11,11 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from corpus_cli import lrm
 from PIL import Image
-from typer.testing import CliRunner
 
 from llava.errors import ConfigError, DataError
-from lrm_ext.cli import app
 from lrm_ext.corpus.formats import split_source
 from lrm_ext.corpus.importing import ImportSource, import_corpus
 from lrm_ext.corpus.store import Corpus, CorpusRow
@@ -31,14 +30,6 @@ def save(path: Path, content: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content), encoding="utf-8")
     return path
-
-
-def lrm(*arguments: str | Path, code: int = 0) -> str:
-    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(a) for a in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 def rows_of(path: Path) -> list[CorpusRow]:

@@ -10,11 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from corpus_cli import lrm
 from PIL import Image
-from typer.testing import CliRunner
 
 from llava.errors import ConfigError, DataError
-from lrm_ext.cli import app
 from lrm_ext.corpus.store import OLD_ROW_SCHEMA, Corpus
 from lrm_ext.instructions import get_instruction
 from lrm_ext.languages import get_language
@@ -51,14 +50,6 @@ CROATIAN = {
     "Hello?": "Halo?",
     "Hi.": "Bok.",
 }
-
-
-def lrm(*arguments: str | Path, code: int = 0) -> str:
-    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(a) for a in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 @pytest.fixture
