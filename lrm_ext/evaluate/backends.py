@@ -134,7 +134,8 @@ def local_folder(model: Path) -> Path:
     """
     if model.is_dir():
         return model
-    if model.is_absolute() or len(model.parts) != 2 or model.parts[0] in (".", ".."):
+    # `runs/mini` looks like a name there, too; if `runs` is a folder, a folder in it was meant
+    if model.is_absolute() or len(model.parts) != 2 or model.parent.is_dir():
         raise CheckpointError(
             f"{model} is not a folder; expected the folder of a finished training, such as "
             "runs/mini after `bash scripts/quickstart.sh`, or a name on the Hugging Face hub, such "

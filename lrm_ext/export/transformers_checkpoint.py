@@ -548,13 +548,15 @@ def import_hf(hf_path: Path, out_dir: Path) -> None:
 
 
 def _read_hf_config(hf_path: Path) -> Any:
-    refuse_foreign(read_config(hf_path) or {}, str(hf_path))
-    config: Any = AutoConfig.from_pretrained(hf_path)
-    if type(config) not in (LlavaConfig, LlavaNextConfig, LlavaOnevisionConfig):
+    described = read_config(hf_path) or {}
+    refuse_foreign(described, str(hf_path))
+    kinds = [kind.model_type for kind in (LlavaConfig, LlavaNextConfig, LlavaOnevisionConfig)]
+    if described.get("model_type") not in kinds:
         raise ConfigError(
-            f"{hf_path}: found model_type {config.model_type!r}; expected llava, llava_next or "
-            "llava_onevision"
+            f"{hf_path}: found model_type {described.get('model_type')!r}; expected one of "
+            f"transformers' own: {', '.join(kinds)}"
         )
+    config: Any = AutoConfig.from_pretrained(hf_path)
     find_family(config.text_config.model_type, f"{hf_path}: text_config")
     if config.projector_hidden_act != "gelu" or not config.multimodal_projector_bias:
         raise ConfigError(f"{hf_path}: its projector is not mlp2x_gelu with biases")

@@ -155,7 +155,9 @@ def load_base(source: str, device: str | None = None) -> BaseModel:
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     is_folder = Path(source).is_dir()
-    if not is_folder and (source.count("/") != 1 or source.startswith((".", "~", "/"))):
+    # `runs/mini` looks like a name on the Hub, too; if `runs` is a folder, a folder in it was meant
+    is_name = source.count("/") == 1 and not source.startswith((".", "~", "/"))
+    if not is_folder and (not is_name or Path(source).parent.is_dir()):
         raise ConfigError(
             f"{source} is not a folder; expected the folder of a base model, or its name on the "
             "Hugging Face Hub, such as Qwen/Qwen3-8B"

@@ -7,6 +7,7 @@ import json
 import threading
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from hub_models import write_instructblip, write_qwen2_vl
@@ -79,6 +80,13 @@ def test_a_folder_says_itself_what_it_is(config, tmp_path):
 def test_a_name_that_is_no_folder(tmp_path):
     with pytest.raises(CheckpointError, match=r"is not a folder; expected .* such as runs/mini"):
         local_folder(tmp_path / "nothing" / "here")
+
+
+def test_a_folder_is_not_looked_for_on_the_hub_beside_its_neighbours(tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="runs/nothing is not a folder"):
+        local_folder(Path("runs/nothing"))
 
 
 class ChatServer:

@@ -19,7 +19,7 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates, get_conversation
 from llava.data.sample import Turn
 from llava.data.tokenize import encode_turns
-from llava.errors import ConfigError, UserError
+from llava.errors import ConfigError
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from lrm_ext.export.chat_template import chat_template
@@ -269,7 +269,7 @@ def test_folders_are_neither_overwritten_nor_guessed(checkpoint, tmp_path):
         export_hf(folder, tmp_path)
     with pytest.raises(ConfigError, match="exists"):
         import_hf(folder, tmp_path)
-    with pytest.raises(UserError, match="llava_llama|LLaVA has"):
+    with pytest.raises(ConfigError, match="'llava_llama'; expected one of transformers' own"):
         import_hf(folder, tmp_path / "new")
 
 

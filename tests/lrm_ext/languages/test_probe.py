@@ -107,6 +107,7 @@ def test_command(base_folder: Path, tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["--base", "./nope"], "./nope is not a folder"),
+        (["--base", "runs/nope"], "runs/nope is not a folder"),
         (["--base", "{empty}"], "cannot be loaded as a causal language model"),
         (["--base", "{base}", "--text", "news.txt"], "expected CODE=FILE"),
         (["--base", "{base}", "--text", "hr=nope.txt"], "nope.txt: cannot be read"),
@@ -115,8 +116,16 @@ def test_command(base_folder: Path, tmp_path: Path) -> None:
         (["--base", "{base}", "--out", "plot.gif"], ".svg"),
     ],
 )
-def test_bad_input(arguments: list[str], said: str, base_folder: Path, tmp_path: Path) -> None:
+def test_bad_input(
+    arguments: list[str],
+    said: str,
+    base_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     (tmp_path / "blank.txt").write_text(" \n", encoding="utf-8")
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
     given = [a.format(base=base_folder, empty=tmp_path) for a in arguments]
     with pytest.raises(UserError, match=said):
         CliRunner().invoke(app, ["probe", *given], catch_exceptions=False, standalone_mode=False)
