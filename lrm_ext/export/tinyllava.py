@@ -65,6 +65,9 @@ def import_tinyllava(path: Path, out_dir: Path, conv_mode: str | None = None) ->
             f"{path}: model_type is {described.get('model_type')!r}; expected a folder of "
             "TinyLLaVA Factory, whose config.json says 'tinyllava'"
         )
+    parts = ("text_config", "vision_config")
+    if lacking := [name for name in parts if not isinstance(described.get(name), dict)]:
+        raise CheckpointError(f"{path}: config.json has no {' and no '.join(lacking)}")
     config = tinyllava_config(described, path, conv_mode)
     tower_config, processor = tower_settings(described["vision_config"], path)
     weights, tower = split_weights(path)

@@ -64,12 +64,14 @@ from llava.files import refuse_existing, write_atomically
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import (
+    WEIGHT_FILES,
     MultimodalConfig,
     add_rope_theta,
     carries_tower,
     check_complete,
     read_config,
     save_tower,
+    weight_paths,
 )
 from llava.model.families import (
     build_blank,
@@ -524,6 +526,8 @@ def import_hf(hf_path: Path, out_dir: Path) -> None:
         raise CheckpointError(f"{hf_path}: no such folder")
     check_complete(hf_path)
     hf_config, note = _read_hf_config(hf_path), read_config(hf_path, LLAVA_CONFIG_FILE)
+    if not weight_paths(hf_path):
+        raise CheckpointError(f"{hf_path} holds no weights; expected {' or '.join(WEIGHT_FILES)}")
     hf_model = _load(hf_path)
     partial = out_dir.with_name(out_dir.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates, get_conversation
 from llava.data.sample import Turn
 from llava.data.tokenize import encode_turns
-from llava.errors import ConfigError
+from llava.errors import CheckpointError, ConfigError
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from lrm_ext.export.chat_template import chat_template
@@ -271,6 +271,11 @@ def test_folders_are_neither_overwritten_nor_guessed(checkpoint, tmp_path):
         import_hf(folder, tmp_path)
     with pytest.raises(ConfigError, match="'llava_llama'; expected one of transformers' own"):
         import_hf(folder, tmp_path / "new")
+    hf = tmp_path / "hf"
+    hf.mkdir()
+    (hf / "config.json").write_text('{"model_type": "llava"}')
+    with pytest.raises(CheckpointError, match="hf holds no weights; expected model.safetensors"):
+        import_hf(hf, tmp_path / "new")
 
 
 def test_the_check_names_what_is_missing(checkpoint, tmp_path):

@@ -135,3 +135,6 @@ def test_files_that_do_not_fit(tmp_path):
     config.write_text(text.replace('"tinyllava"', '"llava"'))
     with pytest.raises(CheckpointError, match="model_type is 'llava'; expected .*TinyLLaVA"):
         import_tinyllava(tmp_path / "tiny", tmp_path / "ours")
+    (tmp_path / "config.json").write_text('{"model_type": "tinyllava", "text_config": {}}')
+    with pytest.raises(CheckpointError, match=r"config.json has no vision_config$"):
+        import_tinyllava(tmp_path, tmp_path / "new")
