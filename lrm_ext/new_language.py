@@ -36,17 +36,14 @@ from lrm_ext.languages.registry import (
     DATA_DIR,
     ENGLISH,
     PENDING,
-    KnownNames,
     Language,
     get_language,
     is_draft,
-    known_names,
     language_files,
     list_languages,
-    normalize_tag,
-    preferred_tag,
     reload_languages,
 )
+from lrm_ext.languages.tags import KnownNames, known_names, normalize_tag, preferred_tag
 from lrm_ext.translate.engines.base import engine_names, get_spec
 from lrm_ext.translate.quality.base import parse_thresholds
 from lrm_ext.translate.quality.form_checks import is_other_chinese

@@ -23,7 +23,8 @@ import msgspec
 
 from llava.errors import ConfigError, UserError
 from lrm_ext.corpus.store import ENGLISH
-from lrm_ext.languages.registry import KnownNames, get_language, known_names, list_languages
+from lrm_ext.languages.registry import get_language, list_languages
+from lrm_ext.languages.tags import KnownNames, known_names
 
 if TYPE_CHECKING:
     from lrm_ext.translate.cache import Cache

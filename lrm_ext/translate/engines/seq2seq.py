@@ -19,7 +19,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 import msgspec
 
-from lrm_ext.languages.registry import m2m100_codes, nllb_codes
+from lrm_ext.languages.tags import m2m100_codes, nllb_codes
 from lrm_ext.translate.cache import Cache
 from lrm_ext.translate.engines.base import (
     AtLeastOne,

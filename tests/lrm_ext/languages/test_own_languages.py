@@ -14,13 +14,11 @@ from lrm_ext.languages.registry import (
     DATA_DIR,
     FOLDER_VARIABLE,
     answer_request,
-    known_names,
-    normalize_tag,
-    preferred_tag,
     reload_languages,
     shipped_languages,
     user_dir,
 )
+from lrm_ext.languages.tags import known_names, normalize_tag, preferred_tag
 
 
 def test_one_file_makes_a_language(slovak):
