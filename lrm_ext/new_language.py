@@ -1,13 +1,14 @@
-"""Drafts the file of a new language, and checks language files.
+"""Drafts the file of a new language, checks language files, and shows one for review.
 
 A draft comes from `languages/new_language.toml` and English. It has what Unicode CLDR and the lists
 of the engines know; everything else is marked as pending, with the English text after the mark.
 
 The checks find what is missing, untranslated or not read back as intended. The loader
 (`languages/registry.py`) rejects files that cannot be used; these checks find what can be used but
-misleads. Checks of wording ask whether the texts are in this language and in no other. Checks of
-reading back run the project's own formatters and parsers on the texts, so this module is above
-everything that uses a language; a new language needs no change here.
+misleads, and the review shows what only a reader can judge. Checks of wording ask whether the texts
+are in this language and in no other. Checks of reading back run the project's own formatters and
+parsers on the texts, so this module is above everything that uses a language; a new language needs
+no change here.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from fontTools.unicodedata import Scripts
 from fontTools.unicodedata import script as script_of
 from jinja2 import Environment, StrictUndefined
 
+from llava.conversation import get_conversation
 from llava.errors import ConfigError, DataError
 from lrm_ext.evaluate.reading import answer_words, fold, normalise, parse_yes_no, words_of
 from lrm_ext.instructions.registry import get_instruction, split_human_text
@@ -37,22 +39,21 @@ from lrm_ext.languages.registry import (
     ENGLISH,
     PENDING,
     Language,
+    answer_request,
     get_language,
+    is_brief_request,
     is_draft,
     language_files,
     list_languages,
     reload_languages,
 )
 from lrm_ext.languages.tags import KnownNames, known_names, normalize_tag, preferred_tag
-from lrm_ext.translate.engines.base import engine_names, get_spec
+from lrm_ext.languages.templates import register_templates, template_for
+from lrm_ext.translate.engines.base import engine_names, find_code, get_spec
 from lrm_ext.translate.quality.base import parse_thresholds
 from lrm_ext.translate.quality.form_checks import is_other_chinese
 
 _TEMPLATE = DATA_DIR.with_name("new_language.toml")
-# Scripts of languages that are written without spaces between words.
-_UNSPACED_SCRIPTS = ("Hans", "Hant", "Hani", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt")
-# Scripts that end sentences with a danda.
-_DANDA_SCRIPTS = ("Deva", "Beng", "Guru", "Orya")
 # Engines that exist only where something is installed.
 _OPTIONAL_ENGINES = ("apertium", "opus-mt")
 
@@ -65,6 +66,21 @@ _PARTS: Mapping[str, frozenset[str]] = {
     "Hant": frozenset({"Hani"}),
     "Jpan": frozenset({"Hani", "Hira", "Kana"}),
     "Kore": frozenset({"Hang", "Hani"}),
+}
+# What a value is for, by the beginning of its key.
+_PURPOSES: Mapping[str, str] = {
+    "answers.": "it is a short answer that a model is trained to give",
+    "prompts.": "it ends the questions of training and of benchmarks",
+    "format_prompts.": "it is a request that LLaVA's data repeats, looked up and never translated",
+    "short_answers.": "it is the answer that a request of format_prompts quotes",
+    "instructions.epvqa": "it asks to answer by way of English (EP-VQA)",
+    "instructions.answer_marker": "it tells where the answer of an EP-VQA reply begins",
+    "instructions.answer_in": "it asks for an answer in another language (BVQA, the page)",
+    "conversation.": "it tells the model in which language it answers",
+    "local.": "it tells how answers of people and models are read",
+    "name": "CLDR does not know the language's English name",
+    "native_name": "CLDR does not know the language's own name",
+    "script": "CLDR does not know the language's script",
 }
 _NEUTRAL = frozenset({"Zyyy", "Zinh", "Zzzz"})
 # Probability of another language, for all sentences together, that leaves no doubt.
@@ -104,36 +120,41 @@ def write_draft(code: str, folder: Path) -> Path:
 
 def _draft(code: str) -> str:
     names, english = known_names(code), get_language(ENGLISH)
-    template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(
-        _TEMPLATE.read_text(encoding="utf-8")
-    )
-    is_spaced = names.script not in _UNSPACED_SCRIPTS
-    full_stop = "\u0964" if names.script in _DANDA_SCRIPTS else "."
+    template = Environment(
+        undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True
+    ).from_string(_TEMPLATE.read_text(encoding="utf-8"))
     named = f"in {names.name or '(the language)'}"
+    prompts = english.fixed_prompts.items()
     return template.render(
         code=code,
         names=names,
         english=english,
-        spaced=is_spaced,
-        full_stop=full_stop if names.script and is_spaced else None,
-        answer_in={**english.answer_in, code: f"Answer in {names.name or 'this language'}."},
-        named_by="\n".join(_named_by(names.name)),
+        names_lines="\n".join(_names(names)),
+        prompts={key: text for key, text in prompts if not is_brief_request(key)},
+        answer_in={
+            ENGLISH: answer_request(ENGLISH, ENGLISH),
+            code: f"Answer in {names.name or 'this language'}.",
+        },
         engines="\n".join(_engines(code, names)),
+        first_ui=next(f"{key} = {_quote(text)}" for key, text in english.ui.items()),
         quote=_quote,
         todo=_todo,
-        known=lambda value, text: _quote(value) if value else _todo(text),
         pending=lambda texts: "\n".join(f"{key} = {_todo(text)}" for key, text in texts.items()),
         in_language=lambda text: named.join(text.rsplit("in English", 1)),
     )
 
 
-def _named_by(name: str | None) -> Iterator[str]:
-    request = f"Answer in {name or 'it'}."
-    for other in list_languages():
-        if other == ENGLISH:
-            yield f"{other} = {_quote(request) if name else _todo(request)}"
-        else:
-            yield f"# {other} = {_quote(request)}  # said in {get_language(other).name}"
+def _names(names: KnownNames) -> Iterator[str]:
+    """Lists what CLDR knows, as comments, and what it does not know and nothing else tells."""
+    for key, value, told in (
+        ("name", names.name, "its name in English"),
+        ("native_name", names.native_name, "its own name"),
+        ("script", names.script, "ISO 15924 code of its script, such as Latn or Cyrl"),
+    ):
+        yield f"{key} = {_todo(told)}" if value is None else f"# {key} = {_quote(value)}"
+    if names.script is not None:
+        yield f"# spaced = {json.dumps(names.spaced)}"
+        yield f"# punctuation.full_stop = {_quote(names.full_stop or '')}"
 
 
 def _engines(code: str, names: KnownNames) -> Iterator[str]:
@@ -141,13 +162,13 @@ def _engines(code: str, names: KnownNames) -> Iterator[str]:
     for engine, spec in ((name, get_spec(name)) for name in engine_names()):
         if spec.likely_code is None:
             continue
-        value, known = spec.likely_code(code, names), spec.known_codes()
-        if value in known:
-            yield f"{engine} = {_quote(value)}"
-        elif known:
-            yield f"# {engine}: {_quote(value)} is not in its list of languages"
+        line = f"# {engine} = {_quote(spec.likely_code(code, names))}"
+        if spec.likely_code(code, names) in spec.known_codes:
+            yield line
+        elif spec.lists_all:
+            yield f"# {engine} does not have the language"
         else:
-            yield f"{engine} = {_quote(value)}  # likely; delete the line if it does not have it"
+            yield f"{line}  # likely, not known: remove the # if the engine has the language"
 
 
 def _quote(text: str) -> str:
@@ -183,12 +204,12 @@ def check_languages(codes: tuple[str, ...] = ()) -> list[Fault]:
     """
     reload_languages()
     files = language_files()
-    if unknown := [code for code in codes if code not in files]:
-        raise ConfigError(
-            f"unknown language {', '.join(unknown)}; choose from: {', '.join(files)}. "
-            "`lrm languages add CODE` drafts a new one."
-        )
+    for code in codes:
+        if code not in files:
+            get_language(code)  # its error says which are near
     found = [fault for code in codes or tuple(files) for fault in check_language(code)]
+    if not codes:  # what may stay as it is in a shipped file is told only on request
+        found = [fault for fault in found if not (fault.is_note and fault.path.parent == DATA_DIR)]
     # a file that cannot be loaded shows up in every language, because languages load each other
     return list(dict.fromkeys(found))
 
@@ -207,8 +228,8 @@ def check_language(code: str) -> list[Fault]:
         )
         return [Fault(at_fault, str(error).removeprefix(f"{at_fault}: "))]
     english = get_language(ENGLISH)
-    if _ships(language):  # conflicts with a user's file are reported for that file
-        others = [other for other in others if _ships(other)]
+    if language.ships:  # conflicts with a user's file are reported for that file
+        others = [other for other in others if other.ships]
     found = (check(language, english, others) for check in _CHECKS)
     faults = [Fault(path, text) for text in chain.from_iterable(found)]
     return faults + [Fault(path, text, is_note=True) for text in _notes(language, english, others)]
@@ -220,17 +241,21 @@ def _pending(path: Path) -> Iterator[str]:
         load_toml(path)
     except ConfigError as error:
         yield str(error).removeprefix(f"{path}: ")
+    for number, key in pending_keys(path):
+        purposes = (text for start, text in _PURPOSES.items() if key.startswith(start))
+        yield f"line {number}: {key} is not translated yet: {next(purposes, 'see its comment')}."
+
+
+def pending_keys(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields the line number and the key of each value of a draft that is not translated."""
     table = ""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(text.splitlines(), 1):
         if match := _TABLE.fullmatch(line.strip()):
             table = match[1] + "."
         elif f'"{PENDING}' in line and not line.lstrip().startswith("#"):
             match = _KEY.match(line)
-            yield f"line {number}: {table}{match[1] if match else ''} is not translated yet."
-
-
-def _ships(language: Language) -> bool:
-    return language.path.parent == DATA_DIR
+            yield number, f"{table}{match[1] if match else ''}"
 
 
 def _sentences(language: Language) -> dict[str, str]:
@@ -242,6 +267,7 @@ def _sentences(language: Language) -> dict[str, str]:
         **{f"short_answers.{key}": text for key, text in language.fixed_answers.items()},
         "instructions.epvqa": language.epvqa_instruction,
         "instructions.answer_marker": language.answer_marker,
+        "instructions.answer_in_other": language.answer_in_other or "",
         **{f"instructions.answer_in.{key}": text for key, text in language.answer_in.items()},
         "conversation.system": language.system,
     }
@@ -299,10 +325,11 @@ def _placeholders(text: str) -> str:
 def _check_engines(
     language: Language, english: Language, others: Sequence[Language]
 ) -> Iterator[str]:
-    """Checks that engines exist, and that codes are in their lists, if they have one."""
-    known = {*engine_names(), *english.engine_codes, *_OPTIONAL_ENGINES}
+    """Checks that engines exist, and that codes are in their lists, if these are complete."""
+    known = {*engine_names(), *_OPTIONAL_ENGINES}
     for engine, code in language.engine_codes.items():
-        codes = get_spec(engine).known_codes() if engine in engine_names() else ()
+        spec = get_spec(engine) if engine in engine_names() else None
+        codes = spec.known_codes if spec and spec.lists_all else ()
         if engine not in known:
             yield f"engines.{engine}: there is no such engine; known: {', '.join(sorted(known))}."
         elif codes and code not in codes:
@@ -354,11 +381,20 @@ def _check_script(
             found = sorted({*map(script_of, "".join(wrong))} - allowed)
             yield (
                 f"{key} has {', '.join(dict.fromkeys(wrong))} with letters of script "
-                f"{', '.join(found)}; expected {language.script}."
+                f"{', '.join(found)}; expected {language.script}. Type the word anew (letters of "
+                "two scripts may look alike), or correct `script`."
             )
         letters = [letter for letter in text if script_of(letter) == "Hani"]
         if odd := [letter for letter in letters if is_other_chinese(letter, language.script)]:
             yield f"{key} has {''.join(odd)!r}, which is not written so in {language.script}."
+    # people also answer in another script, but never in two within a word
+    for word in (*language.local.yes, *language.local.no):
+        found = sorted({*map(script_of, word)} - _NEUTRAL)
+        if len(found) > 1 and not allowed.issuperset(found):
+            yield (
+                f"local has {word!r} with letters of the scripts {', '.join(found)}: nobody types "
+                "that. Type the word anew (letters of two scripts may look alike)."
+            )
 
 
 def _check_identity(
@@ -431,8 +467,9 @@ def _check_prompts(
         if own.endswith(_COLONS) != wanted:
             expected = "a colon" if wanted else "no colon"
             yield f"format_prompts.{key} is {own!r}, expected {expected} at its end."
-        if seen.setdefault(own, key) != key:
-            yield f"format_prompts.{key} is the same as format_prompts.{seen[own]}."
+        same = seen.setdefault(own, key)
+        if same != key and not (same == "image_concise" and is_brief_request(key)):
+            yield f"format_prompts.{key} is the same as format_prompts.{same}."
     for key, answer in language.fixed_answers.items():
         if answer not in language.fixed_prompts.get(key, answer):
             yield f"format_prompts.{key} does not quote short_answers.{key}, {answer!r}."
@@ -522,23 +559,8 @@ def _requests(language: Language) -> dict[str, str]:
     return {
         "epvqa": language.epvqa_instruction,
         "system": language.system,
-        "answer_in": language.answer_in[language.code],
+        "answer_in": answer_request(language.code, language.code),
     }
-
-
-def _check_neighbours(
-    language: Language, english: Language, others: Sequence[Language]
-) -> Iterator[str]:
-    """Checks that two files agree on a request, and that shipped languages know each other."""
-    for other in others:
-        if _ships(language) and other.code not in language.answer_in:
-            yield f"instructions.answer_in.{other.code} is missing."
-        mine, theirs = language.answer_in.get(other.code), other.named_by.get(language.code)
-        if theirs and mine != theirs:
-            yield (
-                f"instructions.answer_in.{other.code} is {mine!r}, but {other.path} says {theirs!r}"
-                f" (instructions.named_by.{language.code}); make them the same or delete one."
-            )
 
 
 _CHECKS: tuple[Callable[[Language, Language, Sequence[Language]], Iterator[str]], ...] = (
@@ -553,25 +575,142 @@ _CHECKS: tuple[Callable[[Language, Language, Sequence[Language]], Iterator[str]]
     _check_instructions,
     _check_option_letters,
     _check_distinct,
-    _check_neighbours,
 )
 
 
 def _notes(language: Language, english: Language, others: Sequence[Language]) -> Iterator[str]:
     """Lists what may stay as it is, and its consequences."""
-    if missing := [other.code for other in others if other.code not in language.answer_in]:
+    if language.answer_in_other is None:
+        missing = [other.code for other in others if other.code not in language.answer_in]
         yield (
-            f"instructions.answer_in lacks {', '.join(missing)}: for an answer in that "
-            "language the demo asks in English."
-        )
-    if missing := [other.code for other in others if language.code not in other.answer_in]:
-        yield (
-            f"instructions.named_by lacks {', '.join(missing)}: who asks in that language is "
-            f"answered in {language.code} by a request in English."
+            f"instructions.answer_in_other is missing: for an answer in {', '.join(missing)} the "
+            "demo asks in English."
         )
     if unknown := sorted({*language.answer_in, *language.named_by} - set(list_languages())):
         yield f"instructions name languages that there are no files for: {', '.join(unknown)}."
     if missing := [key for key in english.ui if key not in language.ui]:
-        yield f"ui lacks {', '.join(missing)}: they stay English on the demo's page."
-    if not language.engine_codes:
-        yield "engines is empty: only engines that need no code can translate into it."
+        listed = ", ".join(missing) if language.ui else "all texts"
+        yield f"ui lacks {listed}: they stay English on the demo's page."
+    if not language.numbers:
+        yield "numbers is missing: a number written in words counts as lost in a translation."
+    with_codes = [name for name in engine_names() if find_code(name, language.code)]
+    if not with_codes:
+        yield (
+            "no engine is known to have the language: only those that need no code (memory, "
+            "openai) translate into it. If another has it, add its code under [engines]."
+        )
+    if not language.reviewed:
+        yield (
+            f"reviewed is false: no native reader has signed. `lrm languages review "
+            f"{language.code}` shows each text in its place."
+        )
+
+
+def review_parts(code: str) -> Iterator[tuple[str, list[str]]]:
+    """Yields headings and lines that show each text of a language where a model or user meets it.
+
+    Raises:
+        ConfigError: The language is unknown or a draft.
+    """
+    language, english = get_language(code), get_language(ENGLISH)
+    yield (
+        f"The language: {language.name}",
+        [
+            f"its own name: {language.native_name}",
+            f"script: {language.script}",
+            f"spaces between words: {'yes' if language.spaced else 'no'}",
+            f"a sentence ends with: {language.full_stop or 'nothing'}",
+            f"reviewed: {language.review_text}",
+            f"file: {language.path}",
+        ],
+    )
+    asked = english.fixed_prompts["image_what"]
+    question = language.fixed_prompts.get("image_what", asked)
+    yield "A question as the model gets it", _as_asked(language, question)
+    yield (
+        "The same, answered through English (EP-VQA), and the reply",
+        [
+            *get_instruction("epvqa").ask(question, code).splitlines(),
+            "",
+            *get_instruction("epvqa").write_reply(asked, language.yes, language).splitlines(),
+        ],
+    )
+    shown = dict.fromkeys((ENGLISH, code, "fr", "ru", "zh"))
+    yield (
+        "Requests for an answer in another language; the names must fit in",
+        [f"{get_language(other).name}: {answer_request(code, other)}" for other in shown],
+    )
+    own, theirs = _fixed(language), _fixed(english)
+    yield "Fixed requests and answers, below the English ones", _below_english(own, theirs)
+    yield "How answers to yes/no questions are read", list(_as_read(language))
+    yield "Options and numbers", _options_and_numbers(language)
+    missing = [key for key in english.ui if key not in language.ui]
+    page = _below_english(language.ui, english.ui)
+    page += [f"in English only: {', '.join(missing)}"] if missing else []
+    yield "The page, below the English texts ([ui], optional)", page
+    faults = [fault.text for fault in check_language(code) if not fault.is_note]
+    yield "What looks wrong to `lrm languages check`", faults or ["nothing"]
+    yield (
+        "To sign",
+        [
+            f"Correct what you would say otherwise in {language.path},",
+            f"run `lrm languages check {code}`, and replace its line `reviewed = ...` by",
+            'reviewed = { by = "your name", on = 2026-12-31 }',
+        ],
+    )
+
+
+def _options_and_numbers(language: Language) -> list[str]:
+    local = language.local
+    numbers = "; ".join(f"{number} {words}" for number, words in language.numbers.items())
+    return [
+        f"labels of options: {' '.join(('A B C D', *local.option_letters))}",
+        f"letters that are also words: {' '.join(local.word_letters) or 'none'}",
+        f"numbers: {numbers or 'none listed'}",
+    ]
+
+
+def _as_asked(language: Language, question: str) -> list[str]:
+    """Returns a conversation in the language's template."""
+    register_templates()
+    conversation = get_conversation(template_for("lrm_v1", language.code))
+    user, assistant = conversation.roles
+    conversation.append_message(user, f"<image>\n{question}\n{language.short_answer}")
+    conversation.append_message(assistant, language.fixed_answers.get("unanswerable", language.no))
+    return conversation.get_prompt().splitlines()
+
+
+def _fixed(language: Language) -> dict[str, str]:
+    """Returns the fixed requests and answers; requests that the file leaves out come once."""
+    brief = language.fixed_prompts.get("image_concise")
+    return {
+        "option_letter": language.option_letter,
+        **{
+            key: text
+            for key, text in language.fixed_prompts.items()
+            if not (is_brief_request(key) and text == brief)
+        },
+        **{f"answer {key}": text for key, text in language.fixed_answers.items()},
+    }
+
+
+def _below_english(texts: Mapping[str, str], english: Mapping[str, str]) -> list[str]:
+    """Returns texts, each below the English one; those that are the same in one line."""
+    lines: list[str] = []
+    for key, text in texts.items():
+        theirs = english.get(key, "")
+        lines += [f"{key}: {theirs}"] if text == theirs else [f"{key}: {theirs}", f"    {text}"]
+    return lines
+
+
+def _as_read(language: Language) -> Iterator[str]:
+    """Yields the answers and words of the file by what they are read as."""
+    words, mark = answer_words(language.code), language.full_stop
+    answers = [language.yes, language.no, f"{language.yes}{mark}", f"{language.no}{mark}"]
+    answers += [part for pair in language.answers_to.values() for part in pair]
+    answers += [*language.local.yes, *language.local.no, *language.local.letters]
+    read: dict[str, list[str]] = {"yes": [], "no": [], "other": []}
+    for answer in dict.fromkeys((*answers, *language.local.stop)):
+        read[parse_yes_no(answer, words, "mme").label].append(answer)
+    for label, shown in zip(read, ("as yes", "as no", "as neither"), strict=True):
+        yield f"{shown}: {' | '.join(read[label]) or '(none of the words of the file)'}"

@@ -37,6 +37,7 @@ from llava.data.sample import (
 )
 from llava.files import LEAVES_FOLDER, leaves_folder
 from lrm_ext.corpus.store import ENGLISH, ROW_SCHEMA
+from lrm_ext.languages.registry import canonical_code
 
 Flags = npt.NDArray[np.bool_]
 CHUNK_BYTES = 4 << 20
@@ -278,7 +279,7 @@ def check_sample(sample: Sample, where: str, lang: str) -> None:
     Raises:
         SampleError: The sample is in another language, or an image is outside the image folder.
     """
-    if sample.lang not in (None, lang):
+    if sample.lang not in (None, lang) and canonical_code(sample.lang) != lang:
         raise SampleError(
             f"{where}, sample {sample.id!r}: lang is {sample.lang!r}, expected {lang!r}.",
             "other_language",

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from lrm_ext.instructions.registry import get_instruction
-from lrm_ext.languages.registry import get_language
+from lrm_ext.languages.registry import canonical_code, get_language
 
 # Part of the repository; built by `lrm mini build-base`.
 MINI_TOKENIZER = Path(__file__).parents[2] / "playground" / "models" / "mini" / "llm"
@@ -38,7 +38,7 @@ def show_sample(
     from lrm_ext.emoji.unpack import open_corpus
     from lrm_ext.instructions import inspection
 
-    get_language(lang)
+    lang = get_language(canonical_code(lang)).code
     rule = get_instruction(instruction)
     if direction is None and rule.directions:
         direction = rule.directions[0]

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import Sample, Turn
 from llava.errors import ConfigError, DataError
-from lrm_ext.languages.registry import Language, get_language
+from lrm_ext.languages.registry import Language, answer_request, get_language
 
 if TYPE_CHECKING:
     from lrm_ext.corpus.store import CorpusRow
@@ -315,7 +315,8 @@ class _Bilingual(Instruction):
         """
         asking = language if direction == TO_EN else get_language(ENGLISH)
         answer_lang = ENGLISH if direction == TO_EN else language.code
-        return insert_instruction(text, asking.answer_in[answer_lang], asking.format_prompts)
+        request = answer_request(asking.code, answer_lang)
+        return insert_instruction(text, request, asking.format_prompts)
 
 
 _MVQA = Instruction("mvqa", "question and answer in the same language", allows_english=True)

@@ -43,7 +43,13 @@ def load_toml(path: str | Path, kind: Any = None) -> Any:
         data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: there is no such file.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{path}: line {line} is not UTF-8 (byte 0x{error.object[error.start]:02x}); save the "
+            "file as UTF-8, or convert it: `iconv -f ENCODING -t UTF-8`."
+        ) from error
+    except (tomllib.TOMLDecodeError, OSError) as error:
         raise ConfigError(f"{path}: cannot be read as TOML: {error}") from error
     return data if kind is None else convert(data, kind, str(path))
 
@@ -74,7 +80,7 @@ def convert(
             text += f", found {_value_at(data, key)!r:.60}"
         if "unknown key" in said or "enum value" in said:
             text += f"; choose from: {', '.join(map(str, _choices(kind, key)))}"
-        raise ConfigError(f"{text}.") from error
+        raise ConfigError(f"{text.rstrip('.')}.") from error
 
 
 def _value_at(data: Any, key: str) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
+from fontTools.unicodedata import script_horizontal_direction
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -17,11 +18,14 @@ from rich.table import Table
 from llava.errors import split_names
 from lrm_ext.instructions.commands import MINI_TOKENIZER
 from lrm_ext.languages.registry import (
-    DATA_DIR,
     FOLDER_VARIABLE,
+    canonical_code,
+    canonical_codes,
+    default_languages,
     get_language,
     language_files,
     list_languages,
+    reload_languages,
     user_dir,
 )
 
@@ -30,7 +34,7 @@ if TYPE_CHECKING:
     from lrm_ext.languages.probe import Probe
 
 languages_app = typer.Typer(
-    help="List the languages, draft a new one, check their files, compare tokenizers.",
+    help="List the languages; draft, check and review a file; compare tokenizers.",
     invoke_without_command=True,
 )
 _FOLDER = typer.Option(
@@ -49,21 +53,27 @@ def show_languages(context: typer.Context) -> None:
     """List the languages."""
     if context.invoked_subcommand is not None:
         return
-    headings = ("code", "name", "own name", "paper", "yes / no", "English pivot prompt")
-    table = Table(*headings, title="Languages")
-    for code in list_languages():
-        language = get_language(code)
+    from lrm_ext.translate.engines.base import engine_names, find_code
+
+    codes = list_languages()
+    table = Table("code", "name", "own name", "script", "dir", "reviewed", title="Languages")
+    table.add_column("engines", justify="right")
+    for language in map(get_language, codes):
         table.add_row(
-            code if language.path.parent == DATA_DIR else f"{code} (yours)",
+            language.code if language.ships else f"{language.code} (yours)",
             language.name,
             language.native_name,
-            language.paper_label,
-            f"{language.yes} / {language.no}",
-            language.epvqa_instruction,
+            language.script,
+            script_horizontal_direction(language.script, "LTR").lower(),
+            language.review_text if language.reviewed else "no",
+            str(sum(find_code(name, language.code) is not None for name in engine_names())),
         )
-    _console().print(table)
+    Console(highlight=False).print(table)
+    num_reviewed = sum(bool(get_language(code).reviewed) for code in codes)
     _console().print(
-        "lrm languages check finds faults, lrm languages add CODE drafts a new language."
+        f"{len(codes)} languages, {num_reviewed} signed by a native reader (lrm languages review "
+        "CODE). engines: translation engines with a code for the language; openai and memory need "
+        "none.\nlrm languages check [CODE] finds faults, lrm languages add CODE drafts a language."
     )
 
 
@@ -73,14 +83,21 @@ def add(
     folder: Path = _FOLDER,
 ) -> None:
     """Draft the file of a new language, with explanations and what CLDR knows filled in."""
-    from lrm_ext.new_language import write_draft
+    from lrm_ext.new_language import pending_keys, write_draft
 
     usual = user_dir()
     if os.environ.get(FOLDER_VARIABLE) and not usual.is_dir():
         usual.mkdir(parents=True)
     path = write_draft(code, folder or usual)
     console = _console()
-    console.print(f"{path} is written; replace what is marked TODO, then:")
+    keys = [key for _, key in pending_keys(path)]
+    console.print(
+        f"{path} is written. {len(keys)} values are left, marked TODO; what is used first is first:"
+    )
+    for table in dict.fromkeys(key.rpartition(".")[0] for key in keys):
+        names = [key.rpartition(".")[2] for key in keys if key.rpartition(".")[0] == table]
+        console.print(f"  {escape(f'[{table}]') if table else 'top'}: {', '.join(names)}")
+    console.print("Then:")
     if folder is not None and folder.resolve() != usual.resolve():
         console.print(f"  export {FOLDER_VARIABLE}={folder.resolve()}")
     console.print(f"  lrm languages check {path.stem}")
@@ -96,7 +113,8 @@ def check(
 
     if folder is not None:
         os.environ[FOLDER_VARIABLE] = str(folder)
-    found = check_languages(tuple(codes or ()))
+    reload_languages()
+    found = check_languages(canonical_codes(codes or []))
     num_files, num_faults = len(codes or language_files()), 0
     console = _console()
     for fault in found:
@@ -106,6 +124,20 @@ def check(
     told = f"{_counted(num_faults, 'fault')}." if num_faults else "nothing wrong."
     console.print(f"{_counted(num_files, 'language file')}: {told}")
     raise typer.Exit(1 if num_faults else 0)
+
+
+@languages_app.command("review")
+def review(
+    code: str = typer.Argument(..., help="Code of the language."),
+) -> None:
+    """Show every text of a language in its place, for a native reader to check and sign."""
+    from lrm_ext.new_language import review_parts
+
+    console = _console()
+    for number, (heading, lines) in enumerate(review_parts(canonical_code(code)), 1):
+        console.print(f"\n[bold]{number}. {escape(heading)}[/]")
+        for line in lines:
+            console.print(f"   {escape(line)}" if line else "")
 
 
 @languages_app.command("fertility")
@@ -118,7 +150,8 @@ def fertility(
     ),
     corpus: Path = typer.Option(None, help="A corpus; default: the built-in sentences."),
     languages: list[str] = typer.Option(
-        [], help="Language codes; repeat, or use commas. Default: all."
+        [],
+        help="Language codes; repeat, or use commas. Default: those of the paper and your own.",
     ),
     limit: int = typer.Option(2000, min=1, help="Sentences of a corpus to count in each language."),
     out: Path = typer.Option(None, help="Write a bar plot to this file: .png, .svg or .pdf."),
@@ -131,10 +164,10 @@ def fertility(
     sources = list(dict.fromkeys(tokenizers)) or [str(MINI_TOKENIZER)]
     if out is not None:
         refuse_plot(out, len(sources))
-    codes = split_names(languages)
+    codes = canonical_codes(languages)
     counters = load_counters(sources)
     if corpus is None:
-        pairs = built_in_pairs(codes or list_languages())
+        pairs = built_in_pairs(codes or default_languages())
     else:
         pairs = corpus_pairs(corpus, codes or None, limit)
     pairs = in_common(pairs)
@@ -180,7 +213,9 @@ def probe(
         ..., "--base", help="Folder of a base model, or its name on the Hub; repeat, or use commas."
     ),
     languages: list[str] = typer.Option(
-        [], "--lang", help="Language codes; repeat, or use commas. Default: all."
+        [],
+        "--lang",
+        help="Language codes; repeat, or use commas. Default: those of the paper and your own.",
     ),
     texts: list[str] = typer.Option(
         [], "--text", help="CODE=FILE: a text of your own, such as hr=news.txt; repeat."
@@ -200,7 +235,7 @@ def probe(
     if out is not None:
         refuse_plot(out, len(sources))
     own = [read_text(text) for text in texts]
-    codes = split_names(languages) or (() if own else list_languages())
+    codes = canonical_codes(languages) or (() if own else default_languages())
     codes = tuple(dict.fromkeys(("en", *codes)))
     pairs = {code: found[:limit] for code, found in in_common(built_in_pairs(codes)).items()}
     wanted = [*parallel_texts(pairs), *own]

@@ -5,6 +5,9 @@ those files; no code is specific to one language. Shipped files come first, in a
 those in the user's folder, `user_dir()`. A file that still has values to translate is a draft and
 not a language yet.
 
+A file holds what only people can say. What it leaves out comes from the Unicode CLDR (names,
+script), from the script (spaces, full stop), or from its own wording (`_complete`).
+
 A code is a BCP-47 tag. It names files and folders, so it must be well-formed: letters, digits and
 single hyphens.
 """
@@ -15,6 +18,9 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import date
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -22,9 +28,9 @@ from typing import Any
 
 import msgspec
 
-from llava.errors import ConfigError
+from llava.errors import ConfigError, split_names
 from lrm_ext.languages._toml import convert, load_toml
-from lrm_ext.languages.tags import normalize_tag
+from lrm_ext.languages.tags import known_names, name_in, normalize_tag, preferred_tag
 
 # Keys of the fields of `Language` that are not at the top level of the file under their own name.
 _KEYS: Mapping[str, str] = {
@@ -39,6 +45,7 @@ _KEYS: Mapping[str, str] = {
     "translation_marker": "instructions.translation_marker",
     "answer_marker": "instructions.answer_marker",
     "answer_in": "instructions.answer_in",
+    "answer_in_other": "instructions.answer_in_other",
     "named_by": "instructions.named_by",
     "system": "conversation.system",
     "engine_codes": "engines",
@@ -77,6 +84,8 @@ class LocalWords(_ReadOnly, frozen=True):
         letters: One-letter answers, each "yes" or "no".
         stop: Phrases that begin like an answer but decide nothing.
         word_letters: Option letters that are also words of the language.
+        option_letters: Labels of options besides A, B, C, in order (А, Б, В in Russian); empty if
+            there is no such habit.
     """
 
     yes: tuple[str, ...]
@@ -84,6 +93,19 @@ class LocalWords(_ReadOnly, frozen=True):
     letters: Mapping[str, str]
     stop: tuple[str, ...]
     word_letters: tuple[str, ...]
+    option_letters: tuple[str, ...] = ()
+
+
+class Review(_ReadOnly, frozen=True):
+    """The signature of a native reader.
+
+    Attributes:
+        by: The reader's name.
+        on: The day.
+    """
+
+    by: str
+    on: date
 
 
 class Language(_ReadOnly, frozen=True, kw_only=True, rename=_KEYS):
@@ -91,6 +113,7 @@ class Language(_ReadOnly, frozen=True, kw_only=True, rename=_KEYS):
 
     Attributes:
         code: Code in data and on the command line.
+        reviewed: The signature of a native reader; False if nobody has signed.
         name: English name.
         native_name: Name in the language itself.
         paper_label: Column label in the tables of the paper.
@@ -104,19 +127,23 @@ class Language(_ReadOnly, frozen=True, kw_only=True, rename=_KEYS):
         short_answer: Response-format prompt for yes/no and short answers.
         option_letter: Response-format prompt for multiple choice.
         fixed_prompts: Other requests that LLaVA's data repeats, by name. One that ends with a colon
-            is followed by what it asks about.
+            is followed by what it asks about. Wordings of "Describe the image concisely." that the
+            file lacks are its `image_concise`.
         fixed_answers: Short answers with a fixed wording, by name.
         epvqa_instruction: "First translate the question into English, then answer in <this>."
         translation_marker: What an EP-VQA reply begins with.
         answer_marker: What begins the second part of an EP-VQA reply, on its own line.
-        answer_in: "Answer in <language>." in this language, by language. It always has this
-            language and English (see `get_language`).
-        named_by: "Answer in <this language>." in other languages, for their `answer_in`.
+        answer_in: "Answer in <language>." in this language, by language, as far as a file says it;
+            `answer_request` has the others, too.
+        answer_in_other: The same for any language, with `{language}` in place of its name.
+        named_by: "Answer in <this language>." in other languages, for their `answer_in`; only in
+            a user's file.
         system: System sentence of a conversation that is answered in this language.
         local: Word lists for reading answers.
         numbers: Words for numbers, by number in digits: separated by spaces, with `*` where other
             letters may follow; empty if unknown.
-        engine_codes: Code of the language in each translation engine; other engines do not have it.
+        engine_codes: Code of the language in translation engines whose own table lacks it or has
+            another; see `lrm_ext.translate.engines.base.find_code`.
         ui: Texts of the demo page by name; missing ones stay English.
         quality: What is normal for translations into the language; read and checked by
             `lrm_ext.translate.quality.base`.
@@ -124,6 +151,7 @@ class Language(_ReadOnly, frozen=True, kw_only=True, rename=_KEYS):
     """
 
     code: str
+    reviewed: Review | bool = False
     name: str
     native_name: str
     paper_label: str
@@ -140,15 +168,28 @@ class Language(_ReadOnly, frozen=True, kw_only=True, rename=_KEYS):
     epvqa_instruction: str
     translation_marker: str
     answer_marker: str
-    answer_in: Mapping[str, str]
+    answer_in: Mapping[str, str] = {}
+    answer_in_other: str | None = None
     named_by: Mapping[str, str] = {}
     system: str
     local: LocalWords
     numbers: Mapping[str, str] = {}
-    engine_codes: Mapping[str, str]
+    engine_codes: Mapping[str, str] = {}
     ui: Mapping[str, str] = {}
     quality: Mapping[str, Any] = {}
     path: Path
+
+    @property
+    def ships(self) -> bool:
+        """Whether the language comes with the project, not from a user's file."""
+        return self.path.parent == DATA_DIR
+
+    @property
+    def review_text(self) -> str:
+        """The signature in words, such as `Ana Horvat, 2026-12-31`; "not reviewed" if none."""
+        if isinstance(self.reviewed, Review):
+            return f"{self.reviewed.by}, {self.reviewed.on}"
+        return "not reviewed"
 
     @property
     def format_prompts(self) -> tuple[str, ...]:
@@ -168,7 +209,7 @@ def load_language(path: Path) -> Language:
 
     Raises:
         ConfigError: A key is missing, unknown, of another type or empty; the code differs from the
-            file name; or a word means both yes and no.
+            file name; a word means both yes and no; or a signature has no name.
     """
     values: dict[str, Any] = {"path": path}
     for key, value in load_toml(path).items():
@@ -182,12 +223,56 @@ def load_language(path: Path) -> Language:
             start: _yes_and_no(text, f"{path}: answers_to.{start}")
             for start, text in values["answers_to"].items()
         }
-    language = convert(values, Language, path)
+    local = values.get("local")
+    if isinstance(local, dict) and isinstance(local.get("option_letters"), str):
+        values["local"] = {**local, "option_letters": local["option_letters"].split()}
+    language = convert(_complete(values), Language, path)
     if language.code != path.stem:
         raise ConfigError(f"{path}: code is {language.code!r}, expected the file's name.")
+    if language.reviewed is True:
+        raise ConfigError(
+            f'{path}: reviewed is true, expected false or who and when: {{ by = "...", on = '
+            "2026-12-31 }."
+        )
+    if "{language}" not in (language.answer_in_other or "{language}"):
+        raise ConfigError(
+            f"{path}: instructions.answer_in_other is {language.answer_in_other!r}, expected "
+            "{language} in place of the name of the language."
+        )
     _check_polarity(language.local, path)
     _check_numbers(language.numbers, path)
     return language
+
+
+def is_brief_request(key: str) -> bool:
+    """Tells whether a key of `format_prompts` may be left out, as one of many equal requests."""
+    return key.startswith("image_") and key not in ("image_concise", "image_what")
+
+
+def _complete(values: dict[str, Any]) -> dict[str, Any]:
+    """Adds what a file may leave out."""
+    code = str(values.get("code"))
+    try:
+        names = known_names(normalize_tag(code))
+    except ConfigError:
+        return values  # the caller reports the code
+    names = replace(names, script=values.get("script", names.script))
+    derived: dict[str, Any] = {
+        "name": names.name,
+        "native_name": names.native_name,
+        "paper_label": code[:1].upper() + code[1:],
+        "script": names.script,
+        "spaced": names.spaced,
+        "punctuation.full_stop": names.full_stop,
+    }
+    if code != ENGLISH:
+        english = _load(ENGLISH)
+        derived["instructions.translation_marker"] = english.translation_marker
+        own = values.get("format_prompts")
+        if isinstance(own, dict) and (brief := own.get("image_concise")):
+            missing = {key: brief for key in filter(is_brief_request, english.fixed_prompts)}
+            values = {**values, "format_prompts": own | {**missing, **own}}
+    return {key: value for key, value in derived.items() if value is not None} | values
 
 
 def _check_texts(value: Any, path: Path, name: str) -> None:
@@ -240,8 +325,8 @@ def _check_numbers(numbers: Mapping[str, str], path: Path) -> None:
 DATA_DIR = Path(__file__).parent / "data"
 ENGLISH = "en"
 FOLDER_VARIABLE = "LRM_LANGUAGES_DIR"
-# The order of the paper, English first; other languages follow by code.
-_ORDER = ("en", "cs", "de", "fr", "hr", "it", "ro", "ru", "es", "zh")
+# The languages of the paper in its order, English first; other languages follow by code.
+PAPER_LANGUAGES = ("en", "cs", "de", "fr", "hr", "it", "ro", "ru", "es", "zh")
 
 
 def user_dir() -> Path:
@@ -258,7 +343,8 @@ def user_dir() -> Path:
 def shipped_languages() -> tuple[str, ...]:
     """Returns the codes of the shipped languages, in the order of `list_languages`."""
     there = {path.stem for path in DATA_DIR.glob("*.toml")}
-    return (*(code for code in _ORDER if code in there), *sorted(there - set(_ORDER)))
+    paper = (code for code in PAPER_LANGUAGES if code in there)
+    return (*paper, *sorted(there - set(PAPER_LANGUAGES)))
 
 
 def list_languages() -> tuple[str, ...]:
@@ -271,6 +357,18 @@ def list_languages() -> tuple[str, ...]:
     return tuple(code for code in language_files() if code not in _drafts())
 
 
+def default_languages() -> tuple[str, ...]:
+    """Returns the codes that a command takes if none are named: the paper's and the user's own.
+
+    A text is told apart from the same ones, so that its reading does not change with what ships.
+    """
+    return tuple(
+        code
+        for code in list_languages()
+        if code in PAPER_LANGUAGES or language_files()[code].parent != DATA_DIR
+    )
+
+
 def in_language_order(codes: Iterable[str]) -> tuple[str, ...]:
     """Returns codes in the order of `list_languages`; unknown ones follow by code."""
     known = {code: number for number, code in enumerate(list_languages())}
@@ -280,6 +378,62 @@ def in_language_order(codes: Iterable[str]) -> tuple[str, ...]:
 def language_name(code: str) -> str:
     """Returns the English name of a language; its code if it is unknown."""
     return get_language(code).name if code in list_languages() else code
+
+
+def canonical_code(code: str) -> str:
+    """Returns the code of the language that a user means: `he` for `iw`, `sr` for `sr-Latn`.
+
+    A code that has a file stays. Otherwise an alias becomes the usual code, and a script that no
+    file is for is left out: one file reads all scripts of its language. What is no language is
+    returned as it is; `get_language` says what to do.
+    """
+    try:
+        tag = normalize_tag(code)
+    except ConfigError:
+        return code
+    usual = preferred_tag(tag) or tag
+    known = language_files()
+    return next((found for found in (tag, usual, _without_script(usual)) if found in known), code)
+
+
+def canonical_codes(texts: list[str]) -> tuple[str, ...]:
+    """Splits codes at commas, as a user types them; returns each canonical code once."""
+    return tuple(dict.fromkeys(map(canonical_code, split_names(texts))))
+
+
+def _without_script(tag: str) -> str:
+    return re.sub("-[A-Z][a-z]{3}(?=-|$)", "", tag)
+
+
+def _suggestion(code: str) -> str:
+    """Says which languages an unknown code may mean, and how to add one."""
+    asked, files = code.casefold(), language_files()
+    names = {
+        name.casefold(): other
+        for other in list_languages()
+        for name in (other, _load(other).name, _load(other).native_name)
+    }
+    if asked.partition("-")[0] == "sh":  # Serbo-Croatian; CLDR takes it for Serbian
+        near = [other for other in ("sr", "hr", "bs") if other in files]
+    elif (meant := canonical_code(code)) in files:
+        near = [meant]
+    elif (base := canonical_code(asked.partition("-")[0])) in files:
+        near = [base]
+    elif asked in names:
+        near = [names[asked]]
+    else:
+        near = [names[name] for name in get_close_matches(asked, names, cutoff=0.75)]
+    told = [f"{other} ({language_name(other)})" for other in dict.fromkeys(near)]
+    try:
+        tag = normalize_tag(code)
+        to_add = "CODE" if near else preferred_tag(tag) or tag
+    except ConfigError:
+        to_add = "CODE"
+    question = f"; did you mean {' or '.join(told)}?" if told else "."
+    return (
+        f"{question} Choose from: {', '.join(list_languages())}. `lrm languages add {to_add}` "
+        "drafts a file for another language."
+    )
 
 
 @cache
@@ -310,7 +464,7 @@ def reload_languages() -> None:
 def get_language(code: str) -> Language:
     """Returns a language.
 
-    Its `answer_in` combines its own file with `named_by` of the other files.
+    Its `answer_in` combines its own file with `named_by` of the user's files.
 
     Raises:
         ConfigError: The language is unknown (the error lists the choices) or a draft, or its file
@@ -323,19 +477,16 @@ def get_language(code: str) -> Language:
                 f"{language_files()[code]} is a draft: it has values that begin with {PENDING}. "
                 f"`lrm languages check {code}` lists them."
             )
-        raise ConfigError(f"unknown language {code!r}; choose from: {', '.join(codes)}.")
+        raise ConfigError(f"unknown language {code!r}{_suggestion(code)}")
     language = _load(code)
-    named = {other: _load(other).named_by.get(code) for other in codes}
+    theirs = [other for other in codes if language_files()[other].parent != DATA_DIR]
+    named = {other: _load(other).named_by.get(code) for other in theirs}
     answer_in = {other: text for other, text in named.items() if text} | dict(language.answer_in)
-    if missing := [needed for needed in (ENGLISH, code) if needed not in answer_in]:
+    missing = [needed for needed in (ENGLISH, code) if needed not in answer_in]
+    if missing and language.answer_in_other is None:
         raise ConfigError(
             f"{language.path}: instructions.answer_in.{missing[0]} is missing: how it says "
             f'"Answer in ..." for {missing[0]!r}.'
-        )
-    if code not in _load(ENGLISH).answer_in and ENGLISH not in language.named_by:
-        raise ConfigError(
-            f"{language.path}: instructions.named_by.{ENGLISH} is missing: how English says "
-            f'"Answer in {language.name}."'
         )
     return msgspec.structs.replace(language, answer_in=MappingProxyType(answer_in))
 
@@ -343,15 +494,21 @@ def get_language(code: str) -> Language:
 def answer_request(question_lang: str, answer_lang: str) -> str:
     """Returns the request for an answer in `answer_lang`, in the language of the question.
 
-    If two added languages do not know each other, the request is in English, which every model
-    knows best.
+    It is the sentence of the file, or else the general one with CLDR's name of the language. If
+    there is neither, the request is in English, which every model knows best.
 
     Raises:
         ConfigError: A language is unknown.
     """
-    get_language(answer_lang)
-    own = get_language(question_lang).answer_in.get(answer_lang)
-    return own or get_language(ENGLISH).answer_in[answer_lang]
+    answering = get_language(answer_lang)
+    for asking in (get_language(question_lang), get_language(ENGLISH)):
+        if own := asking.answer_in.get(answer_lang):
+            return own
+        is_english = asking.code == ENGLISH  # which has the name that the file gives
+        name = answering.name if is_english else name_in(answer_lang, asking.code)
+        if asking.answer_in_other and name:
+            return asking.answer_in_other.replace("{language}", name)
+    raise ConfigError(f"{get_language(ENGLISH).path}: instructions.answer_in_other is missing.")
 
 
 def _user_files() -> dict[str, Path]:

@@ -41,7 +41,7 @@ import msgspec
 from llava.errors import ConfigError
 from lrm_ext.instructions.registry import ENGLISH, get_instruction, list_instructions
 from lrm_ext.languages._toml import convert, load_toml
-from lrm_ext.languages.registry import get_language
+from lrm_ext.languages.registry import canonical_code, get_language
 
 # Increase it when the order changes; then older checkpoints are not resumed within an epoch.
 SCHEME_VERSION = 1
@@ -267,8 +267,9 @@ class MixtureSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         given = data.get("languages")
         if given is not None and not given:
             raise ConfigError(f"{where}: languages is empty, expected some; or leave it out.")
-        if isinstance(given, list):
-            data = {**data, "languages": dict.fromkeys(map(str, given), 1)}
+        if isinstance(given, list | dict):
+            shares = given.items() if isinstance(given, dict) else [(str(x), 1) for x in given]
+            data = {**data, "languages": {canonical_code(lang): share for lang, share in shares}}
             if len(data["languages"]) < len(given):
                 raise ConfigError(f"{where}: languages: one comes twice in {', '.join(given)}.")
         spec = convert(data, cls, where, partial(_decode, folder))

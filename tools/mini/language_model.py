@@ -49,7 +49,7 @@ from lrm_ext.emoji.scenes import (
     get_vocabulary,
     sample_scene,
 )
-from lrm_ext.languages import get_language, list_languages
+from lrm_ext.languages.registry import PAPER_LANGUAGES, answer_request, get_language
 from lrm_ext.languages.templates import register_templates
 from tools.mini.recipe import LanguageModelRecipe, TokenizerRecipe
 
@@ -216,11 +216,11 @@ def train_tokenizer(
 def _instruction_sentences() -> list[str]:
     """Returns the prompt additions of the instruction formats, to save tokens."""
     sentences: list[str] = []
-    for code in list_languages():
+    for code in PAPER_LANGUAGES:
         language = get_language(code)
         sentences += [
             language.epvqa_instruction,
-            *language.answer_in.values(),
+            *(answer_request(code, other) for other in PAPER_LANGUAGES),
             f"{language.translation_marker}\n{language.answer_marker}",
         ]
     return sentences

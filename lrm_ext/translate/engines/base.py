@@ -1,8 +1,9 @@
 """Defines translation engines: they receive a batch of segments and yield replies as they arrive.
 
 An engine is one file with a `SPEC`. It does not cache, protect or check text: it receives text that
-may hold placeholders and reports an outcome for every segment. The `[engines]` table of a language
-file holds the engine's code for the language. Another package adds an engine by an entry point:
+may hold placeholders and reports an outcome for every segment. Its spec has its codes of
+languages; the `[engines]` table of a language file overrides them. Another package adds an engine
+by an entry point:
 
     [project.entry-points."lrm_llava.engines"]
     mine = "my_package.engine:SPEC"
@@ -181,7 +182,8 @@ class EngineSpec:
         install: How to install what it needs.
         likely_code: Guesses the engine's code of a language from its tag and its CLDR names; None
             if the engine needs no code.
-        known_codes: Returns all codes in the engine's own list; empty if there is no list offline.
+        known_codes: Codes that the engine is known to have.
+        lists_all: Whether `known_codes` has all of its codes.
         uses_service: Whether it asks a service within a budget; `--executor ray` leaves such an
             engine in the driver's process.
     """
@@ -195,7 +197,8 @@ class EngineSpec:
     languages: Callable[[], tuple[str, ...]]
     install: str = ""
     likely_code: Callable[[str, KnownNames], str] | None = None
-    known_codes: Callable[[], tuple[str, ...]] = tuple
+    known_codes: tuple[str, ...] = ()
+    lists_all: bool = False
     uses_service: bool = False
 
 
@@ -207,19 +210,29 @@ def identity(engine: TranslationEngine) -> str:
 def languages_of(engine: str) -> tuple[str, ...]:
     """Returns the codes of the languages that an engine translates into from English."""
     return tuple(
-        lang
-        for lang in list_languages()
-        if lang != ENGLISH and engine in get_language(lang).engine_codes
+        lang for lang in list_languages() if lang != ENGLISH and find_code(engine, lang) is not None
     )
+
+
+def find_code(engine: str, lang: str) -> str | None:
+    """Returns an engine's code of a language: that of the language file, or else the engine's own.
+
+    None if neither has one.
+    """
+    if own := get_language(lang).engine_codes.get(engine):
+        return own
+    spec = get_spec(engine)
+    likely = spec.likely_code(lang, known_names(lang)) if spec.likely_code else None
+    return likely if likely in spec.known_codes else None
 
 
 def code_of(engine: str, lang: str) -> str:
     """Returns an engine's code of a language.
 
     Raises:
-        ConfigError: The language file has no entry for the engine.
+        ConfigError: Neither the engine nor the language file has one.
     """
-    code = get_language(lang).engine_codes.get(engine)
+    code = find_code(engine, lang)
     if code is None:
         raise ConfigError(
             f"engine {engine!r} does not have {lang!r}; add its code under [engines] in the "

@@ -491,14 +491,17 @@ class DeepLEngine(BilledEngine):
         return [result.text for result in found], known
 
 
-def _deepl_codes() -> tuple[str, ...]:
-    """Returns the codes that DeepL's client knows; none if it is not installed."""
-    try:
-        from deepl import Language
-    except ImportError:
-        return ()
-    values = [value for name, value in vars(Language).items() if name.isupper()]
-    return tuple(str(value).upper() for value in values)
+# Codes of DeepL's client 1.32, and where they are not those of BCP-47 in capitals.
+_DEEPL_CODES = tuple(
+    """
+    ACE AF AN AR AS AY AZ BA BE BG BHO BN BR BS CA CEB CKB CS CY DA DE EL EN EN-GB EN-US EO ES
+    ES-419 ET EU FA FI FR GA GL GN GOM GU HA HE HI HR HT HU HY ID IG IS IT JA JV KA KK KMR KO
+    KY LA LB LMO LN LT LV MAI MG MI MK ML MN MR MS MT MY NB NE NL OC OM PA PAG PAM PL PRS PS
+    PT PT-BR PT-PT QU RO RU SA SCN SK SL SQ SR ST SU SV SW TA TE TG TH TK TL TN TR TS TT UK UR
+    UZ VI WO XH YI YUE ZH ZH-HANS ZH-HANT ZU
+    """.split()
+)
+_DEEPL_NAMES = {"fil": "TL", "no": "NB", "pt": "PT-BR", "zh": "ZH-HANS"}
 
 
 DEEPL_SPEC = EngineSpec(
@@ -510,8 +513,9 @@ DEEPL_SPEC = EngineSpec(
     build=DeepLEngine,
     languages=lambda: languages_of(DeepLEngine.name),
     install="pip install 'lrm-llava[deepl]'",
-    likely_code=lambda tag, names: tag.upper(),
-    known_codes=_deepl_codes,
+    likely_code=lambda tag, names: _DEEPL_NAMES.get(tag, tag.upper()),
+    known_codes=_DEEPL_CODES,
+    lists_all=True,
     uses_service=True,
 )
 
@@ -616,6 +620,18 @@ class GoogleEngine(BilledEngine):
         return answers, sum(map(len, texts))
 
 
+# Codes of https://cloud.google.com/translate/docs/languages, 2022, and where they are not BCP-47's.
+_GOOGLE_CODES = tuple(
+    """
+    af am ar as ay az be bg bho bm bn bs ca ceb ckb co cs cy da de doi dv ee el en eo es et eu
+    fa fi fil fr fy ga gd gl gn gom gu ha haw he hi hmn hr ht hu hy id ig ilo is it ja jv ka
+    kk km kn ko kri ku ky la lb lg ln lo lt lus lv mai mg mi mk ml mn mr ms mt my ne nl no nso
+    ny om or pa pl ps pt qu ro ru rw sa sd si sk sl sm sn so sq sr st su sv sw ta te tg th ti
+    tk tr ts tt ug uk ur uz vi xh yi yo zh-CN zh-TW zu
+    """.split()
+)
+_GOOGLE_NAMES = {"zh": "zh-CN", "zh-Hant": "zh-TW"}
+
 GOOGLE_SPEC = EngineSpec(
     name=GoogleEngine.name,
     summary="Google Cloud Translation",
@@ -625,6 +641,7 @@ GOOGLE_SPEC = EngineSpec(
     build=GoogleEngine,
     languages=lambda: languages_of(GoogleEngine.name),
     install="pip install 'lrm-llava[google]'",
-    likely_code=lambda tag, names: tag,
+    likely_code=lambda tag, names: _GOOGLE_NAMES.get(tag, tag),
+    known_codes=_GOOGLE_CODES,
     uses_service=True,
 )

@@ -19,7 +19,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 import msgspec
 
-from lrm_ext.languages.tags import m2m100_codes, nllb_codes
+from lrm_ext.languages.tags import NLLB_CODES
 from lrm_ext.translate.cache import Cache
 from lrm_ext.translate.engines.base import (
     AtLeastOne,
@@ -41,6 +41,41 @@ INSTALL = "nothing but lrm-llava itself; lrm-llava[ct2] for CTranslate2"
 _SHORTEST_CLASS = 16
 # Tokens that an answer may have beyond twice those of the text.
 _MORE_TOKENS = 16
+
+
+# Codes of languages in the models, where they are not those of ISO 639-3 (NLLB) or BCP-47.
+_NLLB_NAMES = {"fil": "tgl_Latn", "ko": "kor_Hang", "no": "nob_Latn", "qu": "quy_Latn"}
+_OTHER_NAMES = {"fil": "tl"}
+# All that M2M100 has, of MADLAD-400 those with the most text, and of Opus-MT those with a model
+# `opus-mt-en-..` for one language: from the model cards.
+_M2M100_CODES = tuple(
+    """
+    af am ar ast az ba be bg bn br bs ca ceb cs cy da de el en es et fa ff fi fr fy ga gd gl
+    gu ha he hi hr ht hu hy id ig ilo is it ja jv ka kk km kn ko lb lg ln lo lt lv mg mk ml mn
+    mr ms my ne nl no ns oc or pa pl ps pt ro ru sd si sk sl so sq sr ss su sv sw ta th tl tn
+    tr uk ur uz vi wo xh yi yo zh zu
+    """.split()
+)
+_MADLAD_CODES = tuple(
+    """
+    en ru es fr de it pt pl nl vi tr sv id ro cs zh hu ja th fi fa uk da el no bg sk ko ar lt
+    ca sl he et lv hi sq ms az sr ta hr kk is ml mr te af gl fil be mk eu bn ka mn bs uz ur sw
+    yue ne kn kaa gu si cy eo la hy ky tg ga mt my km tt so ku ps pa rw lo ha dv fy lb ckb mg
+    gd am ug ht grc hmn sd jv mi tk ceb yi ba fo or xh su kl ny sm sn co zu ig yo pap st haw
+    as oc cv lus tet gsw sah br rm sa bo om se ce cnh ilo hil udm os lg ti vec ts tyv kbd ee
+    iba av kha to tn nso fj zza ak ada otq dz bua cfm ln chm gn krc wa hif yua srn war rom bik
+    pam sg lu ady kbp syr ltg myv iso kac bho ay kum qu
+    """.split()
+)
+_OPUS_MODEL = "Helsinki-NLP/opus-mt-en-"
+_OPUS_CODES = tuple(
+    _OPUS_MODEL + code
+    for code in """
+    af ar az bg ca ceb cs cy da de el eo es et eu fi fr ga gl ha he hi ht hu hy id ig ilo is
+    it kg lg ln lu mg mh mk ml mr mt nl nso ny om pag pap rn ro ru rw sg sk sm sn sq ss st sv
+    sw ti tl tn to ts uk ur vi xh zh
+    """.split()
+)
 
 
 @dataclass(frozen=True)
@@ -564,8 +599,9 @@ NLLB = _spec(
     summary="NLLB-200, a sentence model",
     licence="CC-BY-NC-4.0: not for commercial use",
     options=NllbOptions,
-    likely_code=lambda tag, names: f"{names.iso_639_3}_{names.script}",
-    known_codes=nllb_codes,
+    likely_code=lambda tag, names: _NLLB_NAMES.get(tag, f"{names.iso_639_3}_{names.script}"),
+    known_codes=NLLB_CODES,
+    lists_all=True,
 )
 MADLAD = _spec(
     "madlad",  # a T5 that reads the language before the text
@@ -575,6 +611,7 @@ MADLAD = _spec(
     cost="GPU time (3 billion parameters)",
     options=MadladOptions,
     likely_code=lambda tag, names: tag,
+    known_codes=_MADLAD_CODES,
 )
 M2M100 = _spec(
     "m2m100",
@@ -582,8 +619,9 @@ M2M100 = _spec(
     summary="M2M100, a sentence model; older, invents more",
     licence="MIT",
     options=M2M100Options,
-    likely_code=lambda tag, names: tag,
-    known_codes=m2m100_codes,
+    likely_code=lambda tag, names: _OTHER_NAMES.get(tag, tag),
+    known_codes=_M2M100_CODES,
+    lists_all=True,
 )
 OPUS_MT = _spec(
     "opus-mt",
@@ -592,5 +630,6 @@ OPUS_MT = _spec(
     licence="by model: Apache-2.0 or CC-BY-4.0",
     cost="CPU or GPU time",
     options=OpusOptions,
-    likely_code=lambda tag, names: f"Helsinki-NLP/opus-mt-en-{tag}",
+    likely_code=lambda tag, names: _OPUS_MODEL + _OTHER_NAMES.get(tag, tag),
+    known_codes=_OPUS_CODES,
 )

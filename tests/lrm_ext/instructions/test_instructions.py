@@ -9,9 +9,9 @@ from llava.errors import ConfigError, DataError
 from lrm_ext.corpus.store import CorpusRow
 from lrm_ext.instructions import ParsedReply, get_instruction, list_instructions
 from lrm_ext.instructions.registry import insert_instruction, split_human_text
-from lrm_ext.languages import get_language, list_languages
+from lrm_ext.languages.registry import PAPER_LANGUAGES, get_language
 
-OTHERS = [code for code in list_languages() if code != "en"]
+OTHERS = PAPER_LANGUAGES[1:]
 SHORT = get_language("en").short_answer
 CS_SHORT = get_language("cs").short_answer
 

@@ -52,14 +52,14 @@ def test_open_turn_ends_where_the_answer_begins() -> None:
         assert conv.get_prompt().endswith(end)
 
 
-@pytest.mark.parametrize("code", list_languages())
 @pytest.mark.parametrize("version", ["lrm_v1", "lrm_llama_3"])
-def test_every_language_states_itself(version: str, code: str) -> None:
-    name = template_for(version, code)
-    assert name == f"{version}_{code}"
-    assert get_language(code).system in rendered(name)[0]
-    plain = conv_templates[version]
-    assert (conv_templates[name] == plain) == (code == "en")
+def test_every_language_states_itself(version: str) -> None:
+    for code in list_languages():
+        name = template_for(version, code)
+        assert name == f"{version}_{code}"
+        assert get_language(code).system in rendered(name)[0]
+        plain = conv_templates[version]
+        assert (conv_templates[name] == plain) == (code == "en")
 
 
 def test_template_without_languages_stays_as_it_is() -> None:

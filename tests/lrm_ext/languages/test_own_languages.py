@@ -13,7 +13,9 @@ from lrm_ext.languages import get_language, list_languages
 from lrm_ext.languages.registry import (
     DATA_DIR,
     FOLDER_VARIABLE,
+    PAPER_LANGUAGES,
     answer_request,
+    default_languages,
     reload_languages,
     shipped_languages,
     user_dir,
@@ -23,6 +25,7 @@ from lrm_ext.languages.tags import known_names, normalize_tag, preferred_tag
 
 def test_one_file_makes_a_language(slovak):
     assert list_languages() == (*shipped_languages(), "sk")
+    assert default_languages() == (*PAPER_LANGUAGES, "sk")
     assert get_language("sk").native_name == "slovenčina"
 
 
@@ -33,27 +36,36 @@ def test_its_own_file_says_how_the_others_ask_for_it(slovak):
     assert answer_request("sk", "cs") == "Odpovedzte po česky."
 
 
-def test_two_languages_that_do_not_know_each_other_ask_in_english(slovak_file):
+def test_every_language_is_asked_for_by_its_name_in_cldr(slovak_file):
     lines = slovak_file.read_text(encoding="utf-8").splitlines()
     kept = [x for x in lines if not x.startswith(("de = ", "ru = "))]
     slovak_file.write_text("\n".join(kept), encoding="utf-8")
     reload_languages()
-    assert answer_request("de", "sk") == "Answer in Slovak."
+    assert answer_request("de", "sk") == "Antwortsprache: Slowakisch."
+    assert answer_request("sk", "ru") == "Jazyk odpovede: ruština."
+    assert answer_request("fr", "sk") == "Répondez en slovaque."  # its own file says so
+
+
+def test_two_languages_that_do_not_know_each_other_ask_in_english(slovak_file):
+    lines = slovak_file.read_text(encoding="utf-8").splitlines()
+    kept = [x for x in lines if not x.startswith(("de = ", "ru = ", "answer_in_other"))]
+    slovak_file.write_text("\n".join(kept), encoding="utf-8")
+    reload_languages()
+    assert answer_request("de", "sk") == "Antwortsprache: Slowakisch."
     assert answer_request("sk", "ru") == "Answer in Russian."
-    assert answer_request("fr", "sk") == "Répondez en slovaque."
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('en = "Answer in Slovak."\n', r"sk\.toml: instructions\.named_by\.en is missing"),
         ('en = "Odpovedzte po anglicky."\n', r"sk\.toml: instructions\.answer_in\.en is missing"),
         ('sk = "Odpovedzte po slovensky."\n', r"instructions\.answer_in\.sk is missing"),
     ],
 )
-def test_english_and_itself_must_be_known(slovak_file, line, message):
+def test_english_and_itself_must_be_known_without_a_general_sentence(slovak_file, line, message):
     text = slovak_file.read_text(encoding="utf-8")
     assert line in text
+    text = text.replace('answer_in_other = "Jazyk odpovede: {language}."\n', "")
     slovak_file.write_text(text.replace(line, ""), encoding="utf-8")
     reload_languages()
     with pytest.raises(ConfigError, match=message):

@@ -54,7 +54,7 @@ def test_weights_and_fractions() -> None:
         ({"languages": {"cs": 0}}, r"languages: shares must be positive, found cs = 0"),
         ({"instructions": {"mvqa": 1, "bvqa": -2}}, "found bvqa = -2"),
         ({"instructions": {"xvqa": 1}}, r"'xvqa'; choose from: mvqa, epvqa, bvqa"),
-        ({"languages": {"xx": 1}}, r"'xx'; choose from: en, cs"),
+        ({"languages": {"xx": 1}}, r"'xx'\. Choose from: en, cs"),
         ({"languages": {"en": 1}}, "every English row is drawn once"),
         ({"languages": {}}, "or leave it out"),
         ({"languages": {"cs": "much"}}, r"languages\[\.\.\.\]: 'much', expected a finite number"),

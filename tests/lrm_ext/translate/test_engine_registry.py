@@ -141,7 +141,7 @@ def test_every_option_is_explained(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["nllb", "m2m100", "madlad", "opus-mt", "google", "deepl"])
 def test_engines_for_all_our_languages(name: str) -> None:
-    assert set(get_spec(name).languages()) == set("cs de es fr hr it ro ru zh".split())
+    assert set(get_spec(name).languages()) >= set("cs de es fr hr it ro ru zh".split())
 
 
 def test_options_go_to_the_engines_that_have_them() -> None:
