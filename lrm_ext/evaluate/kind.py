@@ -34,7 +34,7 @@ from lrm_ext.evaluate.reading import (
     words_of,
 )
 from lrm_ext.languages.identification import probabilities
-from lrm_ext.languages.registry import list_languages
+from lrm_ext.languages.registry import default_languages
 
 if TYPE_CHECKING:
     from lrm_ext.evaluate.official import Files
@@ -271,7 +271,7 @@ def language_of_prose(text: str, lang: str) -> str:
         enough = len(words) >= MIN_WORDS
     if not enough:
         return UNDECIDED
-    shares = probabilities(prose, (*list_languages(), lang))
+    shares = probabilities(prose, (*default_languages(), lang))
     if lang not in shares:
         return UNDECIDED
     best = max(shares, key=shares.__getitem__)

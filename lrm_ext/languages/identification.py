@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lrm_ext.languages._toml import convert
-from lrm_ext.languages.registry import get_language, list_languages
+from lrm_ext.languages.registry import default_languages, get_language, list_languages
 
 # results are cached, because questions and answers repeat
 _MAX_KNOWN = 1 << 14
@@ -46,7 +46,7 @@ class Confusable(msgspec.Struct, frozen=True):
 
 def candidates(lang: str, confusable: Confusable) -> tuple[str, ...]:
     """Returns the codes of the languages that a text is told apart from."""
-    others = (*list_languages(), lang, *confusable.near, *confusable.rivals)
+    others = (*default_languages(), lang, *confusable.near, *confusable.rivals)
     return tuple(dict.fromkeys(others))
 
 

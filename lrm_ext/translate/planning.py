@@ -15,7 +15,7 @@ import msgspec
 from llava.errors import ConfigError
 from lrm_ext.corpus.store import Corpus
 from lrm_ext.languages._toml import load_toml
-from lrm_ext.languages.registry import ENGLISH, get_language, shipped_languages
+from lrm_ext.languages.registry import ENGLISH, PAPER_LANGUAGES, get_language
 from lrm_ext.translate.engines.base import AtLeastOne, Positive
 from lrm_ext.translate.segment import Unit, plan_row
 
@@ -247,7 +247,7 @@ def plan(
     """Returns the plan for a corpus, or for the rows that the assumptions state.
 
     Args:
-        languages: Codes of the languages to translate into; empty for all that are shipped.
+        languages: Codes of the languages to translate into; empty for those of the paper.
         corpus: A corpus whose text is counted.
         assumptions: A file of assumptions in place of `plan.toml`.
         rows: Number of rows to plan for, in place of the actual number.
@@ -258,7 +258,7 @@ def plan(
     """
     found = load_toml(assumptions or ASSUMPTIONS_FILE, Assumptions)
     languages = tuple(get_language(code).code for code in languages) or tuple(
-        code for code in shipped_languages() if code != ENGLISH
+        code for code in PAPER_LANGUAGES if code != ENGLISH
     )
     volume = found.volume
     if corpus is not None:

@@ -27,7 +27,7 @@ from functools import cache
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import Turn
 from lrm_ext.languages.identification import log_scores, score_ahead
-from lrm_ext.languages.registry import get_language, list_languages
+from lrm_ext.languages.registry import default_languages, get_language
 from lrm_ext.translate.quality.base import Measured, TextPair, Thresholds, words
 
 # What a line begins with: "A.", "(b)", "3)", a bullet or a heading's marks.
@@ -286,7 +286,7 @@ def is_too_short(pair: TextPair) -> bool:
 @cache
 def _shares_script(lang: str) -> bool:
     script = get_language(lang).script
-    return any(get_language(code).script == script for code in list_languages() if code != lang)
+    return any(get_language(code).script == script for code in default_languages() if code != lang)
 
 
 def _is_told_by_script(lang: str, thresholds: Thresholds) -> bool:
@@ -323,7 +323,7 @@ def identify(pairs: Iterable[TextPair], thresholds: Thresholds) -> None:
 
 @cache
 def _foreign(lang: str, near: tuple[str, ...], rivals: tuple[str, ...]) -> tuple[str, ...]:
-    others = dict.fromkeys((*list_languages(), *rivals))
+    others = dict.fromkeys((*default_languages(), *rivals))
     return tuple(code for code in others if code != lang and code not in near)
 
 

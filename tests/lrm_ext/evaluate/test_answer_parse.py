@@ -12,7 +12,7 @@ from lrm_ext.evaluate.reading import (
     parse_yes_no,
     text_language,
 )
-from lrm_ext.languages import list_languages
+from lrm_ext.languages.registry import PAPER_LANGUAGES
 
 # Local reading of yes and no: language, answer, what `mme` reads, what `pope` reads.
 TABLE = [
@@ -64,7 +64,7 @@ def test_yes_no(lang, answer, mme, pope):
     assert parse_yes_no(answer, words, "pope").label == pope
 
 
-@pytest.mark.parametrize("lang", list_languages())
+@pytest.mark.parametrize("lang", PAPER_LANGUAGES)
 @pytest.mark.parametrize("answer", ["", "?", " \n", "\u3002"])
 def test_no_word_at_all(lang, answer):
     words = answer_words(lang)
@@ -72,7 +72,7 @@ def test_no_word_at_all(lang, answer):
     assert parse_yes_no(answer, words, "pope").label == "unparsed"
 
 
-@pytest.mark.parametrize("lang", list_languages())
+@pytest.mark.parametrize("lang", PAPER_LANGUAGES)
 def test_no_word_has_both_polarities(lang):
     words = answer_words(lang)
     assert not words.yes & words.no

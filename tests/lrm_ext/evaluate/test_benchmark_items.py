@@ -99,12 +99,12 @@ def test_the_built_in_benchmark_is_read_and_its_pictures_are_found(tmp_path, mon
     from lrm_ext.emoji import unpack as emoji
     from lrm_ext.evaluate.kind import gold_of
     from lrm_ext.evaluate.reading import answer_words
-    from lrm_ext.languages import list_languages
+    from lrm_ext.languages.registry import PAPER_LANGUAGES
 
     monkeypatch.setattr(emoji, "ensure_unpacked", lambda: emoji.unpack(tmp_path / "c", limit=4))
     benchmark = get_benchmark("scenes" if split == "test" else "scenes-val")
     ids = set()
-    for lang in list_languages():
+    for lang in PAPER_LANGUAGES:
         items = benchmark.read(lang)
         assert missing_images(benchmark, items) == []
         golds = {gold_of(i, answer_words(lang)) for i in items if i.answer_type == "yesno"}

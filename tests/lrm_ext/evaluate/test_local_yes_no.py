@@ -8,7 +8,7 @@ from lrm_ext.evaluate.kind import Reading, fidelity, language_of_prose
 from lrm_ext.evaluate.kinds import get_kind
 from lrm_ext.evaluate.reading import answer_words
 from lrm_ext.evaluate.scoring import score_benchmark
-from lrm_ext.languages import get_language, list_languages
+from lrm_ext.languages.registry import PAPER_LANGUAGES, get_language
 
 
 def question(number, answer, lang, category="existence"):
@@ -18,7 +18,7 @@ def question(number, answer, lang, category="existence"):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("lang", list_languages())
+@pytest.mark.parametrize("lang", PAPER_LANGUAGES)
 def test_a_perfect_model_is_perfect_in_every_language_and_in_english_words(lang):
     language = get_language(lang)
     items = [question(n, ("Yes", "No")[n % 2], lang) for n in range(8)]
