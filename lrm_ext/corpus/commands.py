@@ -13,8 +13,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from llava.errors import ConfigError, split_names
+from llava.errors import ConfigError
 from llava.files import write_atomically
+from lrm_ext.languages.registry import canonical_code, canonical_codes
 
 if TYPE_CHECKING:
     from lrm_ext.corpus.importing import ImportResult
@@ -105,7 +106,7 @@ def export(
     from lrm_ext.corpus.store import Corpus
 
     opened, console = Corpus.open(corpus), _console()
-    languages = opened.languages if lang == "all" else (lang,)
+    languages = opened.languages if lang == "all" else (canonical_code(lang),)
     if lang == "all" and "{lang}" not in str(out):
         raise typer.BadParameter(f"--lang all needs {{lang}} in --out, found {out}")
     for code in languages:
@@ -172,7 +173,7 @@ def show(
         f"row {index}, id {found.id}, image {', '.join(found.images) or 'none'}, source "
         f"{found.source or '-'}, task {found.task or '-'}{stays}"
     )
-    for code in split_names(lang) or opened.languages:
+    for code in canonical_codes(lang) or opened.languages:
         text = opened.text(code, index)
         if text is None:
             console.print(f"[bold]{code}[/]  no text")
@@ -207,7 +208,7 @@ def diff(
     from lrm_ext.corpus.store import Corpus
     from lrm_ext.corpus.summary import differences
 
-    langs = [code.strip() for code in lang.split(",")]
+    langs = [canonical_code(code.strip()) for code in lang.split(",")]
     if len(langs) > 2 or (right is None and len(langs) != 2):
         raise typer.BadParameter("expected two corpora, or two languages (--lang cs,sk)")
     opened = Corpus.open(left), Corpus.open(right or left)

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from llava.errors import ConfigError, DataError, split_names
+from lrm_ext.languages.registry import canonical_code, canonical_codes
 
 if TYPE_CHECKING:
     from lrm_ext.evaluate.registry import Benchmark
@@ -80,7 +81,7 @@ def evaluate(
 
     config = EvalConfig(
         model_path=model, model_base=model_base, benchmarks=split_names(benchmarks),
-        languages=split_names(languages), limit=limit, batch_size=batch_size, blind=blind,
+        languages=canonical_codes(languages), limit=limit, batch_size=batch_size, blind=blind,
         max_new_tokens=max_new_tokens, out_dir=out, benchmark_dir=benchmark_dir,
         conv_mode=conv_mode, device=device, fresh=fresh, skip_missing_images=skip_missing_images,
         base_url=base_url, max_tokens_field=max_tokens_field, temperature=temperature, rank=rank,
@@ -155,7 +156,7 @@ def compare(
         a,
         b,
         benchmarks=split_names(benchmarks),
-        languages=split_names(languages),
+        languages=canonical_codes(languages),
         mode=mode,
         seed=seed,
         num_replicates=replicates,
@@ -195,7 +196,7 @@ def inspect(
     except ImportError as error:
         raise ConfigError(f"the page needs {error.name}: pip install 'lrm-llava[serve]'") from error
 
-    names, codes = split_names(benchmarks), split_names(languages)
+    names, codes = split_names(benchmarks), canonical_codes(languages)
     loaded = load_runs(runs, benchmark_dir, names, codes, table)
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -226,7 +227,7 @@ def import_files(
     from lrm_ext.evaluate.importing import import_benchmark, kind_of, languages_of
 
     kind_of(name)
-    for one in languages_of(name, source, lang):
+    for one in languages_of(name, source, canonical_code(lang) if lang else None):
         questions = import_benchmark(
             name, source, out, lang=one, labels=labels, images=images, style=prompt
         )
@@ -328,7 +329,7 @@ def translate(
     from lrm_ext.translate.runner import Job
 
     console = Console(highlight=False, soft_wrap=True)
-    names, languages = split_names(engine), split_names(to)
+    names, languages = split_names(engine), canonical_codes(to)
     others = (*names, compare_with) if compare_with else names
     options = split_options(option, tuple(dict.fromkeys(others)))
     target = open_target(open_named(benchmark), out, languages, with_english, replace)
@@ -421,7 +422,7 @@ def agreement(
     from lrm_ext.evaluate.translating import engines_of, pairs_of_folders, shared_languages
 
     first, second = open_named(str(a)), open_named(str(b))
-    langs = shared_languages(first, second, split_names(languages))
+    langs = shared_languages(first, second, canonical_codes(languages))
     found = {lang: pairs_of_folders(first, second, lang) for lang in langs}
     names = (engines_of(a, langs[0]), engines_of(b, langs[0]))
     console = Console(highlight=False, soft_wrap=True)

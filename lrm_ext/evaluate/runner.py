@@ -44,7 +44,7 @@ from lrm_ext.evaluate.predictions import (
     sort_lines,
 )
 from lrm_ext.evaluate.registry import Benchmark, get_benchmark, names_in
-from lrm_ext.languages import list_languages
+from lrm_ext.languages import get_language, list_languages
 
 log = logging.getLogger(__name__)
 NUM_SHOWN_IMAGES: Final = 20
@@ -144,11 +144,8 @@ class EvalConfig:
             raise ConfigError(
                 "--max-tokens-field and --no-temperature are for services; name one with --base-url"
             )
-        known = list_languages()
-        if unknown := [lang for lang in self.languages if lang not in known]:
-            raise ConfigError(
-                f"unknown language {', '.join(unknown)}; choose from {', '.join(known)}"
-            )
+        for lang in self.languages:
+            get_language(lang)
         if self.benchmark_dir is not None and len(self.benchmarks) > 1:
             without = [n for n in self.benchmarks if not (self.benchmark_dir / n).is_dir()]
             if without:

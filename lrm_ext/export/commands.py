@@ -78,8 +78,9 @@ def predictions(
     """Write answers as lmms-eval's logs or VLMEvalKit's tables."""
     from llava.errors import ConfigError, split_names
     from lrm_ext.export.evaluation import export_lmms_eval, export_vlmevalkit, read_run
+    from lrm_ext.languages.registry import canonical_codes
 
-    answers = read_run(run, split_names(benchmarks), split_names(languages), benchmark_dir)
+    answers = read_run(run, split_names(benchmarks), canonical_codes(languages), benchmark_dir)
     exporters = {
         "lmms-eval": lambda: export_lmms_eval(answers, out),
         "vlmevalkit": lambda: export_vlmevalkit(answers, out, form),
@@ -101,11 +102,12 @@ def benchmark(
     licence: str = typer.Option("unknown", help="Licence of the benchmark, for the dataset card."),
 ) -> None:
     """Write a benchmark as a Hugging Face dataset, or as lmms-eval tasks on such a dataset."""
-    from llava.errors import ConfigError, split_names
+    from llava.errors import ConfigError
     from lrm_ext.evaluate.registry import open_named
     from lrm_ext.export.evaluation import export_dataset, export_tasks
+    from lrm_ext.languages.registry import canonical_codes
 
-    opened, chosen = open_named(folder), split_names(languages)
+    opened, chosen = open_named(folder), canonical_codes(languages)
     if to == "hf":
         made = export_dataset(opened, out, chosen, licence)
         typer.echo(f"{out}: {opened.name} in {', '.join(made)}")

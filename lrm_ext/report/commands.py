@@ -9,6 +9,7 @@ import typer
 
 from llava.errors import ConfigError, split_names
 from llava.files import save_figure, write_atomically
+from lrm_ext.languages.registry import canonical_codes
 
 if TYPE_CHECKING:
     from lrm_ext.report.settings import Setting
@@ -45,7 +46,7 @@ def table(
     formats = paper_tables.FORMATS
     if style not in formats:
         raise ConfigError(f"--format {style}: expected one of {', '.join(formats)}")
-    names, langs = split_names(benchmarks), split_names(languages)
+    names, langs = split_names(benchmarks), canonical_codes(languages)
     if number == 2:
         made = paper_tables.agreement_table([Path(path) for path in runs or ()], published)
     else:
@@ -91,7 +92,7 @@ def modality_gap(
         raise ConfigError(f"--out {out}: expected a file that ends with .npz")
     console = Console(highlight=False)
     opened = Corpus.open(corpus or ensure_unpacked() / "finetune")
-    langs = dict.fromkeys(("en", *(split_names(languages) or opened.languages)))
+    langs = dict.fromkeys(("en", *(canonical_codes(languages) or opened.languages)))
     samples = modality.draw_samples(opened, tuple(langs), num, seed)
     chosen = None if layers is None else [int(layer) for layer in layers.split(",")]
     extractor = modality.FeatureExtractor(model, model_base, chosen, device)
@@ -136,7 +137,7 @@ def figure(
     if number not in _FIGURES:
         raise ConfigError(f"figure {number}: expected one of {', '.join(map(str, _FIGURES))}")
     settings = [Setting.parse(text) for text in runs]
-    names, langs = split_names(benchmarks), split_names(languages)
+    names, langs = split_names(benchmarks), canonical_codes(languages)
     if number == 4:
         from lrm_ext.report import qualitative
 

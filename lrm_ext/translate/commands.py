@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from rich.table import Table
 
 from llava.errors import ConfigError, DataError, split_names
+from lrm_ext.languages.registry import canonical_codes
 
 if TYPE_CHECKING:
     from lrm_ext.translate.ray_executor import RayWorkers
@@ -81,7 +82,7 @@ def translate(
     """Translate a corpus; after an interruption, run it again to continue."""
     from lrm_ext.translate.runner import Job
 
-    names, languages, console = split_names(engine), split_names(to), Console(highlight=False)
+    names, languages, console = split_names(engine), canonical_codes(to), Console(highlight=False)
     if list_engines:
         return _print_engines(names, console)
     if plan:
@@ -272,7 +273,7 @@ def score(
     console = Console(highlight=False)
     names = split_names(by)
     scorers = [name for name in names if name != "checks"]
-    for code in split_names([lang]):
+    for code in canonical_codes([lang]):
         job = ScoreJob(
             corpus=corpus,
             lang=code,

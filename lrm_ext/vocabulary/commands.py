@@ -12,7 +12,7 @@ from rich.table import Table
 
 from llava.errors import ConfigError
 from llava.files import refuse_existing
-from lrm_ext.languages.registry import get_language
+from lrm_ext.languages.registry import canonical_code, get_language
 
 if TYPE_CHECKING:
     from lrm_ext.corpus.sentences import Pair
@@ -53,6 +53,7 @@ def extend_vocab(
     assert folder is not None
     opened = Corpus.open(corpus)
     pieces = vocabulary.read_model(folder)
+    lang = canonical_code(lang)
     texts = list(vocabulary.texts_of(opened, lang, limit))
     extension = vocabulary.extend(pieces, folder, texts, num_pieces)
     vocabulary.write_tokenizer(pieces, folder, out)

@@ -244,7 +244,7 @@ def test_a_folder_without_a_name_is_filed_under_its_own(config, benchmark_dir):
 
 
 def test_unknown_names_list_the_choices(config, benchmark_dir):
-    with pytest.raises(ConfigError, match="unknown language xx; choose from en, cs"):
+    with pytest.raises(ConfigError, match="unknown language 'xx'.*Choose from: en, cs"):
         run_evaluation(dataclasses.replace(config, languages=("xx",)), never)
     with pytest.raises(DataError, match=r"no cs\.jsonl .* it has en, hr"):
         run_evaluation(dataclasses.replace(config, languages=("cs",)), never)
