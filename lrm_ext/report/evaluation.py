@@ -33,6 +33,7 @@ from lrm_ext.evaluate.report import (
     LanguageResult,
     mean_of,
 )
+from lrm_ext.languages.registry import get_language, list_languages
 from lrm_ext.report.render import data_url, loss_curve, printable, render, terminal_table
 from lrm_ext.report.training import training_stages
 
@@ -74,6 +75,21 @@ def print_report(report: EvalReport, console: Console) -> None:
             console.print(headline_table(benchmark, console.width))
             for line in headline_remarks(benchmark):
                 console.print(line, highlight=False)
+    if remark := _unreviewed(report):
+        console.print(f"\n{remark}", highlight=False)
+
+
+def _unreviewed(report: EvalReport) -> str:
+    """Names the languages whose texts no native reader has signed; "" if there is none."""
+    found = {result.lang for benchmark in report.benchmarks for result in benchmark.languages}
+    known = [code for code in list_languages() if code in found]
+    unsigned = [code for code in known if not get_language(code).reviewed]
+    if not unsigned:
+        return ""
+    return (
+        f"not signed by a native reader: {', '.join(unsigned)}; `lrm languages review CODE` shows "
+        "the texts."
+    )
 
 
 def _score_table(benchmark: BenchmarkResult, is_limited: bool, width: int) -> Table:

@@ -93,6 +93,8 @@ def test_table_fits_the_terminal(folder, width):
     assert max(map(len, text.splitlines())) <= width
     row = next(line for line in text.splitlines() if "Croatian" in line)
     assert row.split() == "Croatian 90.0 87.3-92.2 50.0 50.0 87.0 84.0 81.0 78.0".split()
+    told = " ".join(text.split())
+    assert "not signed by a native reader: en, cs, de, fr, hr, it, ro, ru, es, zh;" in told
     mean = next(line for line in text.splitlines() if "mean of 9" in line)
     assert mean.split()[3] == "88.0"
 
