@@ -156,7 +156,7 @@ def _developer_tool(ctx: typer.Context) -> None:
     sys.exit(subprocess.run(command, env={**os.environ, "PYTHONPATH": path}).returncode)
 
 
-_BUILD_EMOJI = "Build the packed built-in corpus from Debian packages (needs a clone)."
+_BUILD_EMOJI = "Build the packed built-in corpus from its sources (needs a clone)."
 for _group, _name, _help in (
     (app, "mini", None),
     (app, "reproduce", None),

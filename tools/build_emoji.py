@@ -1,7 +1,7 @@
 """Implements `lrm corpus build-emoji`, which builds the packed corpus, the same bytes on every run.
 
-Input: two Debian packages, the emoji font of `fonts-noto-color-emoji`, whose PNG bitmaps are
-copied, and the CLDR annotations of `unicode-cldr-core`. Output: the committed files in
+Input: the emoji font of the Debian package `fonts-noto-color-emoji`, whose PNG bitmaps are copied,
+and the CLDR annotations of the npm package `cldr-annotations-full`. Output: the committed files in
 `playground/data/emoji_scenes/`, among them example images with conversations for the demo, the CLI
 and the docs. The examples are test scenes, so a model has not seen them in training. Only the
 example images depend on the version of a compressor or image library.
@@ -14,7 +14,6 @@ import io
 import itertools
 import json
 import random
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,11 +40,15 @@ from lrm_ext.emoji.scenes import (
     scene_to_line,
     sprite_file,
 )
+from lrm_ext.languages.registry import ENGLISH
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
-ANNOTATIONS_DIR = Path("/usr/share/unicode/cldr/common/annotations")
 FONT_PACKAGE = "fonts-noto-color-emoji"
-CLDR_PACKAGE = "unicode-cldr-core"
+CLDR_PACKAGE = "cldr-annotations-full@48.2.0"
+# A language is left out if CLDR names fewer of the things.
+MIN_NAMED = 0.9
+# CLDR puts them around some names of right-to-left languages.
+_DIRECTION_MARKS = dict.fromkeys(map(ord, "\u200e\u200f\u202a\u202b\u202c\u202d\u202e"))
 
 SUMS_FILE = "SHA256SUMS"
 NUM_SCENES = {"train": 24_000, "val": 600, "test": 600}
@@ -57,14 +60,14 @@ NUM_EXAMPLES = 12
 SIZE_PX = 256
 
 
-def build_files() -> dict[str, bytes]:
+def build_files(annotations: Path) -> dict[str, bytes]:
     """Builds the generated files of the packed corpus, by relative path.
 
     Raises:
-        DataError: A Debian package is missing, or has no image or name for a concept.
+        DataError: A package is missing, or has no image or name for a concept.
     """
     files = {sprite_file(concept): data for concept, data in extract_sprites().items()}
-    files[CONCEPTS_FILE] = _json(extract_names(), 1)
+    files[CONCEPTS_FILE] = _json(extract_names(annotations), 1)
     scenes = make_scenes()
     files[SCENES_FILE] = "".join(scene_to_line(scene) + "\n" for scene in scenes).encode()
     sums = (f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items()))
@@ -109,7 +112,7 @@ def extract_sprites() -> dict[str, bytes]:
     """
     from fontTools.ttLib import TTFont
 
-    with TTFont(_existing(FONT, FONT_PACKAGE), lazy=True) as font:
+    with TTFont(_existing_font(), lazy=True) as font:
         glyphs = font.getBestCmap()
         bitmaps = font["CBDT"].strikeData[0]
         sprites = {}
@@ -121,25 +124,36 @@ def extract_sprites() -> dict[str, bytes]:
     return sprites
 
 
-def extract_names() -> dict[str, dict[str, str]]:
-    """Extracts the CLDR short name of every concept in every language.
+def extract_names(annotations: Path) -> dict[str, dict[str, str]]:
+    """Extracts the CLDR short names of every concept, by language: those of the corpus come first.
+
+    Args:
+        annotations: The folder `annotations` of the npm package.
 
     Raises:
-        DataError: An annotation file or a name is missing.
+        DataError: The folder is missing, or it lacks a name in a language of the corpus.
     """
-    names: dict[str, dict[str, str]] = {concept: {} for concept, _, _ in iter_codepoints()}
-    for lang in LANGUAGES:
-        path = _existing(ANNOTATIONS_DIR / f"{lang}.xml", CLDR_PACKAGE)
-        short_names = {
-            element.get("cp"): element.text
-            for element in ElementTree.parse(path).iter("annotation")
-            if element.get("type") == "tts"
+    if not (annotations / ENGLISH).is_dir():
+        raise DataError(
+            f"{annotations} has no folder {ENGLISH!r}; expected the annotations of CLDR: `npm pack "
+            f"{CLDR_PACKAGE}`, unpack the archive and give --annotations package/annotations. "
+            "(Only building needs it: the packed corpus is committed.)"
+        )
+    points = {concept: chr(codepoint) for concept, codepoint, _ in iter_codepoints()}
+    names: dict[str, dict[str, str]] = {concept: {} for concept in points}
+    for lang in (*LANGUAGES, *sorted({path.name for path in annotations.iterdir()} - {*LANGUAGES})):
+        path = annotations / lang / "annotations.json"
+        entries = json.loads(path.read_bytes())["annotations"].get("annotations", {})
+        found = {
+            concept: entries[point]["tts"][0].translate(_DIRECTION_MARKS)
+            for concept, point in points.items()
+            if entries.get(point, {}).get("tts")
         }
-        for concept, codepoint, _ in iter_codepoints():
-            name = short_names.get(chr(codepoint))
-            if not name:
-                raise DataError(f"{path}: no short name of U+{codepoint:04X} ({concept}).")
-            names[concept][lang] = name
+        if lang in LANGUAGES and (missing := sorted(points.keys() - found.keys())):
+            raise DataError(f"{path}: no short name of {', '.join(missing)}.")
+        if len(found) >= MIN_NAMED * len(points):
+            for concept, name in found.items():
+                names[concept][lang] = name
     return names
 
 
@@ -153,14 +167,13 @@ def make_scenes() -> list[Scene]:
     return scenes
 
 
-def _existing(path: Path, package: str) -> Path:
-    if not path.is_file():
+def _existing_font() -> Path:
+    if not FONT.is_file():
         raise DataError(
-            f"{path} is missing; it is in the Debian package {package}: "
-            f"`sudo apt-get install {package}`. (Only building needs it: the packed corpus is "
-            "committed.)"
+            f"{FONT} is missing; it is in the Debian package {FONT_PACKAGE}: `sudo apt-get install "
+            f"{FONT_PACKAGE}`. (Only building needs it: the packed corpus is committed.)"
         )
-    return path
+    return FONT
 
 
 def _json(value: object, indent: int) -> bytes:
@@ -207,11 +220,14 @@ app = typer.Typer(pretty_exceptions_enable=False)
 
 @app.command()
 def build_emoji(
+    annotations: Path = typer.Option(
+        Path("package/annotations"), help=f"Folder of the npm package {CLDR_PACKAGE}."
+    ),
     check: bool = typer.Option(False, help="Write nothing; compare with the committed files."),
 ) -> None:
-    """Build the packed built-in corpus from the Debian packages of Noto Emoji and CLDR."""
+    """Build the packed built-in corpus from the packages of Noto Emoji and CLDR."""
     folder = packed_dir()
-    files = build_files()
+    files = build_files(annotations)
     if not check:
         write_files(files, folder)
     # the sentences of examples use the packed names, which must be written before
