@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh clone to a model that answers in ten languages: bash scripts/quickstart.sh
+# In languages of your choice: LANGUAGES=hr,hi,ar bash scripts/quickstart.sh
 #
 # Stages: environment, built-in corpus, the paper's two training stages on preset `mini`, evaluation
 # with its report. Every stage says for itself whether it is done, so that the same command goes on where an
@@ -20,8 +21,9 @@ usage: bash scripts/quickstart.sh [--fresh] [--smoke] [--no-install]
                  few questions): its scores mean nothing. Same as QUICKSTART_SMOKE=1
   --no-install   use the active Python environment instead of making .venv
 
-Variables: QUICKSTART_VENV=DIR names another environment folder than .venv. Those of
-scripts/setup.sh hold here, too.
+Variables: LANGUAGES=hr,hi,ar names the languages besides English (all: every language that the
+built-in corpus has words of), the paper's ten by default; QUICKSTART_VENV=DIR names another
+environment folder than .venv. Those of scripts/setup.sh hold here, too.
 TEXT
 }
 
@@ -42,6 +44,10 @@ done
 
 # The cut has its own folders: its few steps must not pass for the real run.
 if [[ $smoke == 1 ]]; then run=runs/smoke; else run=runs/mini; fi
+languages=${LANGUAGES:-}
+languages=${languages// /}
+# Each choice of languages has its own run.
+[[ -z $languages ]] || run=$run-${languages//,/-}
 pretrained=$run-pretrain
 
 train_flags=()
@@ -49,7 +55,11 @@ eval_flags=()
 if [[ $smoke == 1 ]]; then
   # no feature cache: it would encode all images for a few steps
   train_flags=(--max_steps 20 --feature_cache off)
-  eval_flags=(--languages "en,hr,zh" --limit 24)
+  eval_flags=(--limit 24)
+  [[ -n $languages ]] || eval_flags+=(--languages "en,hr,zh")
+fi
+if [[ -n $languages && $languages != all ]]; then
+  eval_flags+=(--languages "en,$languages")
 fi
 
 stage=0
@@ -72,14 +82,15 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 # Run a training stage unless its result is there: it writes COMPLETE last.
+# usage: train SCRIPT NAME_OF_CORPUS OUTPUT_DIR [flags]
 train() {
-  local script=$1 folder=$2
-  shift 2
+  local script=$1 data=$corpus/$2 folder=$3
+  shift 3
   if [[ -e $folder/COMPLETE ]]; then
     say "Done before: $folder is complete. (--fresh trains again)"
     return
   fi
-  PRESET=mini OUTPUT_DIR=$folder bash "scripts/v1_5/$script" "$@" ${train_flags[@]+"${train_flags[@]}"}
+  DATA_PATH=$data PRESET=mini OUTPUT_DIR=$folder bash "scripts/v1_5/$script" "$@" ${train_flags[@]+"${train_flags[@]}"}
   [[ -e $folder/COMPLETE ]] || die "scripts/v1_5/$script ended without a result in $folder"
 }
 
@@ -104,14 +115,18 @@ export PYTHON="$python"
 lrm=("$python" -m lrm_ext.cli)
 installed=$SECONDS
 
-begin "Pictures and questions in ten languages"
-"${lrm[@]}" corpus unpack-emoji
+begin "Pictures and questions in ${languages:-ten languages}"
+unpacked=$("${lrm[@]}" corpus unpack-emoji ${languages:+--languages "$languages"})
+say "$unpacked"
+# its first line names the folder of the corpora
+corpus=${unpacked%%$'\n'*}
+corpus=${corpus#"$PWD"/}
 
 begin "Pre-training: projector only"
-train lrm_pretrain.sh "$pretrained"
+train lrm_pretrain.sh pretrain "$pretrained"
 
 begin "Fine-tuning: projector and language model"
-train lrm_finetune.sh "$run" --pretrain_mm_mlp_adapter "$pretrained/mm_projector.bin"
+train lrm_finetune.sh finetune "$run" --pretrain_mm_mlp_adapter "$pretrained/mm_projector.bin"
 
 begin "Evaluation: with the picture, and blind"
 "${lrm[@]}" eval --model "$run" ${eval_flags[@]+"${eval_flags[@]}"}

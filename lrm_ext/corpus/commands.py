@@ -31,17 +31,30 @@ def register(app: typer.Typer) -> None:
 
 @corpus_app.command("unpack-emoji")
 def unpack_emoji(
+    languages: list[str] = typer.Option(
+        [], help="Codes, or all; repeat, or use commas. Default: the ten of the paper."
+    ),
     force: bool = typer.Option(False, help="Start over even if it is complete."),
 ) -> None:
-    """Unpack the built-in corpus: images, conversations and benchmarks in all languages."""
+    """Unpack the built-in corpus: images, conversations and benchmarks."""
     from lrm_ext.corpus.store import Corpus
+    from lrm_ext.emoji.scenes import LANGUAGES, available_languages, unnamed_concepts
     from lrm_ext.emoji.unpack import unpack
 
-    root, console = unpack(force=force), _console()
+    codes = split_names(languages) or LANGUAGES
+    codes = available_languages() if list(codes) == ["all"] else codes
+    root, console = unpack(force=force, languages=codes), _console()
     console.print(str(root))
     opened = [Corpus.open(root / name) for name in ("pretrain", "finetune")]
     rows = [(c.path.name, len(c), " ".join(c.languages)) for c in opened]
     _print_table(console, ("corpus", "rows", "languages"), rows)
+    for lang in codes:
+        if unnamed := sorted(unnamed_concepts(lang)):
+            missing = ", ".join(f"{c.path.name} {len(c) - len(c.usable(lang))}" for c in opened)
+            console.print(
+                f"{lang}: CLDR has no name of {', '.join(unnamed)}; rows without text: {missing}",
+                soft_wrap=True,
+            )
 
 
 @corpus_app.command("import")

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from llava.errors import DataError
 from lrm_ext.corpus.store import ENGLISH, Corpus
-from lrm_ext.emoji.conversations import caption, make_questions, render_question
+from lrm_ext.emoji.conversations import can_say, caption, make_questions, render_question
 from lrm_ext.emoji.scenes import (
     CONCEPTS_FILE,
-    LANGUAGES,
     NUM_PATTERNS,
+    available_languages,
     packed_dir,
     sample_scene,
 )
@@ -65,7 +65,8 @@ def built_in_pairs(languages: Sequence[str], num_scenes: int = NUM_SCENES) -> di
                 *caption(scene, lang, phrasing),
                 *(render_question(question, scene, lang)[0] for question in questions),
             ]
-            for lang in {ENGLISH, *languages} & set(LANGUAGES)
+            for lang in {ENGLISH, *languages} & set(available_languages())
+            if can_say(scene, questions, lang)
         }
         for lang in said.keys() & pairs.keys():
             for english, other in zip(said[ENGLISH], said[lang], strict=True):

@@ -26,6 +26,7 @@ from lrm_ext.emoji.scenes import (
     concepts_by_id,
     get_vocabulary,
     related_concepts,
+    unnamed_concepts,
 )
 from lrm_ext.languages.registry import get_language
 
@@ -67,6 +68,14 @@ def noun_phrase(concept_id: str, lang: str) -> str:
     """Returns the name of a concept with its indefinite article, if the language has one."""
     article = get_vocabulary(lang).articles.get(concept_id, "")
     return article + concepts_by_id()[concept_id].names[lang]
+
+
+def can_say(scene: Scene, questions: Iterable[SceneQuestion], lang: str) -> bool:
+    """Tells whether CLDR names, in a language, everything in a scene and in questions about it."""
+    unnamed = unnamed_concepts(lang)
+    return not unnamed or unnamed.isdisjoint(
+        itertools.chain((p.concept for p in scene.objects), (each.target for each in questions))
+    )
 
 
 def caption(scene: Scene, lang: str, phrasing: int) -> tuple[str, str]:
@@ -263,10 +272,14 @@ def caption_turns(scene: Scene, lang: str) -> tuple[Turn, ...]:
     return _turns([caption(scene, lang, phrasing)])
 
 
+def questions_of(scene: Scene) -> tuple[SceneQuestion, ...]:
+    """Returns the four questions of the conversation about a scene, the same in every language."""
+    return make_questions(scene, _rng("questions", scene))
+
+
 def question_turns(scene: Scene, lang: str) -> tuple[Turn, ...]:
     """Returns a conversation of four questions and answers."""
-    questions = make_questions(scene, _rng("questions", scene))
-    return _turns(render_question(question, scene, lang) for question in questions)
+    return _turns(render_question(question, scene, lang) for question in questions_of(scene))
 
 
 def conversation_sample(scene: Scene, lang: str, image: str) -> Sample:

@@ -25,15 +25,15 @@ from PIL import Image
 
 from llava.errors import ConfigError, DataError
 from lrm_ext.languages import _toml
-from lrm_ext.languages.registry import shipped_languages
+from lrm_ext.languages.registry import PAPER_LANGUAGES, list_languages
 
 SPRITES_DIR = "sprites"
 CONCEPTS_FILE = "concepts.json"
 SCENES_FILE = "scenes.tsv"
 
 _DATA_DIR = Path(__file__).parent / "data"
-# Languages with a file of words and sentence patterns here; English first.
-LANGUAGES = tuple(code for code in shipped_languages() if (_DATA_DIR / f"{code}.toml").is_file())
+# The languages of the corpus unless others are asked for; English first.
+LANGUAGES = PAPER_LANGUAGES
 POSITIONS = ("top_left", "top_right", "bottom_left", "bottom_right")
 
 # Number of patterns of each question, in every language, and their placeholders.
@@ -87,9 +87,9 @@ def load_toml(name: str) -> dict[str, Any]:
     return _toml.load_toml(_DATA_DIR / f"{name}.toml")
 
 
-def data_files() -> tuple[Path, ...]:
-    """Returns the data files of this package, in a fixed order."""
-    return tuple(sorted(_DATA_DIR.glob("*.toml")))
+def available_languages() -> tuple[str, ...]:
+    """Returns the languages with words and sentence patterns here, in the order of the registry."""
+    return tuple(code for code in list_languages() if (_DATA_DIR / f"{code}.toml").is_file())
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,8 @@ class Concept:
         id: English name with underscores.
         codepoint: The emoji's Unicode code point.
         category: Key of `categories()`.
-        names: Unicode CLDR short name by language code, a singular noun without an article.
+        names: Unicode CLDR short name by language code, a singular noun without an article. It
+            may lack languages, but not those of `LANGUAGES`.
     """
 
     id: str
@@ -167,6 +168,12 @@ def load_concepts() -> tuple[Concept, ...]:
 def concepts_by_id() -> Mapping[str, Concept]:
     """Returns all concepts by id."""
     return {concept.id: concept for concept in load_concepts()}
+
+
+@functools.cache
+def unnamed_concepts(lang: str) -> frozenset[str]:
+    """Returns the ids of the concepts that CLDR has no name of in a language."""
+    return frozenset(concept.id for concept in load_concepts() if lang not in concept.names)
 
 
 @functools.cache
@@ -243,9 +250,10 @@ def get_vocabulary(lang: str) -> Vocabulary:
     Raises:
         ConfigError: The language is unknown, or its data file is incomplete.
     """
-    if lang not in LANGUAGES:
+    if lang not in available_languages():
         raise ConfigError(
-            f"the built-in corpus has no language {lang!r}; it has {', '.join(LANGUAGES)}."
+            f"the built-in corpus has no language {lang!r}; it has "
+            f"{', '.join(available_languages())}."
         )
     data = load_toml(lang)
     where = f"{_DATA_DIR / lang}.toml"
@@ -254,6 +262,10 @@ def get_vocabulary(lang: str) -> Vocabulary:
     ]
     if twice := [name for name, count in Counter(name for name, _ in listed).items() if count > 1]:
         raise ConfigError(f"{where}: {twice[0]!r} has two articles.")
+    colors = {
+        key: word if isinstance(word, dict) else {"answer": word, "background": word}
+        for key, word in data.get("colors", {}).items()
+    }
     try:
         vocabulary = Vocabulary(
             questions={key: tuple(value) for key, value in data["questions"].items()},
@@ -262,8 +274,8 @@ def get_vocabulary(lang: str) -> Vocabulary:
             last=data["list"]["last"],
             positions=data["positions"],
             categories=data["categories"],
-            color_answers={key: value["answer"] for key, value in data["colors"].items()},
-            color_backgrounds={key: value["background"] for key, value in data["colors"].items()},
+            color_answers={key: word["answer"] for key, word in colors.items()},
+            color_backgrounds={key: word["background"] for key, word in colors.items()},
             articles=dict(listed),
         )
     except KeyError as error:

@@ -3,12 +3,15 @@
 Input: the packed, committed data. Output, in a git-ignored folder:
 
     images/<split>/<scene>.jpg          128 px
-    pretrain/  finetune/                corpus folders (`lrm_ext.corpus.store`)
+    pretrain/  finetune/                corpus folders (`lrm_ext.corpus.store`) in ten languages
+    chosen/<languages>/pretrain/  ...   the same in other languages, if they are asked for
     benchmarks/scenes/<lang>.jsonl      from test scenes; `scenes-val/` from validation scenes
-    COMPLETE                            written last: a hash of all inputs
+    COMPLETE                            written last: a hash of all inputs; in `chosen/`, too
 
 Image paths in corpora and benchmarks are relative to `images/`. An interrupted run is resumed; a
 second call with the same inputs returns at once.
+
+A scene with a thing that CLDR does not name in a language has no text in that language.
 """
 
 from __future__ import annotations
@@ -16,14 +19,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 
-from llava.data.sample import Turn
 from llava.errors import DataError
 from llava.files import lock_of, writing
 from lrm_ext.corpus.store import Corpus, CorpusRow
@@ -31,15 +34,18 @@ from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.emoji.conversations import (
     SOURCE,
     benchmark_items,
+    can_say,
     caption_turns,
     question_turns,
+    questions_of,
 )
 from lrm_ext.emoji.scenes import (
     CONCEPTS_FILE,
     LANGUAGES,
     SCENES_FILE,
     Scene,
-    data_files,
+    available_languages,
+    get_vocabulary,
     image_name,
     load_scenes,
     load_sprites,
@@ -47,7 +53,9 @@ from lrm_ext.emoji.scenes import (
     packed_path,
     render_scene,
     sprite_file,
+    unnamed_concepts,
 )
+from lrm_ext.languages.registry import ENGLISH, get_language, in_language_order
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +65,19 @@ NUM_CAPTIONED = 10_000
 JPEG_QUALITY = 90
 
 COMPLETE_FILE = "COMPLETE"
+# Holds the corpora in other languages than those of `LANGUAGES`.
+CHOSEN_DIR = "chosen"
+_MAX_FOLDER_NAME = 40
 _PROGRESS_FILE = "UNPACKING"
 BENCHMARKS = {"scenes": "test", "scenes-val": "val"}
 
 
-def unpack(root: Path | None = None, force: bool = False, limit: int | None = None) -> Path:
+def unpack(
+    root: Path | None = None,
+    force: bool = False,
+    limit: int | None = None,
+    languages: Sequence[str] = LANGUAGES,
+) -> Path:
     """Unpacks the built-in corpus, unless it is there already.
 
     Several processes may call it at once: the first unpacks, the others wait.
@@ -70,30 +86,50 @@ def unpack(root: Path | None = None, force: bool = False, limit: int | None = No
         root: Target folder; by default `playground/data/emoji_scenes/corpus`.
         force: Start over even if it is complete.
         limit: Maximum number of scenes of each split (for tests).
+        languages: Languages of the two corpora; English is always one. Other languages than the
+            default ones have their corpora in a folder of their own below `root`, and their
+            benchmarks beside the others.
 
     Returns:
-        The folder.
+        The folder that `pretrain` and `finetune` are in.
 
     Raises:
+        ConfigError: There are no words and sentence patterns in one of the languages.
         DataError: The packed data is missing or damaged, or `root` holds something else.
     """
     root = packed_dir() / "corpus" if root is None else root
+    for lang in languages:
+        get_vocabulary(lang)
+    chosen = in_language_order({ENGLISH, *languages})
     digest = inputs_digest(limit)
     root.parent.mkdir(parents=True, exist_ok=True)
     with lock_of(root):
-        if not force and _read(root / COMPLETE_FILE) == digest:
-            log.debug("%s is complete", root)
-            return root
+        is_complete = not force and _read(root / COMPLETE_FILE) == digest
         scenes = load_scenes(limit)
-        _prepare(root, digest, keep=not force)
-        _write_images(root, scenes)
-        train = [scene for scene in scenes if scene.split == "train"]
-        _write_corpus(root / "pretrain", train[:NUM_CAPTIONED], "caption", caption_turns)
-        _write_corpus(root / "finetune", train, "conversation", question_turns)
-        _write_benchmarks(root, scenes)
-        _write(root / COMPLETE_FILE, digest)
-        (root / _PROGRESS_FILE).unlink()
-    return root
+        if not is_complete:
+            _prepare(root, digest, keep=not force)
+            _write_images(root, scenes)
+            _write_corpora(root, root, scenes, LANGUAGES)
+            _write(root / COMPLETE_FILE, digest)
+            (root / _PROGRESS_FILE).unlink()
+        if chosen == LANGUAGES:
+            return root
+        folder = root / CHOSEN_DIR / _folder_name(chosen)
+        digest = inputs_digest(limit, chosen)
+        if _read(folder / COMPLETE_FILE) != digest:
+            (folder / COMPLETE_FILE).unlink(missing_ok=True)
+            _write_corpora(root, folder, scenes, chosen)
+            _write(folder / COMPLETE_FILE, digest)
+    return folder
+
+
+def _folder_name(languages: Sequence[str]) -> str:
+    if languages == available_languages():
+        return "all"
+    name = "-".join(languages)
+    if len(name) <= _MAX_FOLDER_NAME:
+        return name
+    return f"{len(languages)}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def ensure_unpacked() -> Path:
@@ -105,13 +141,17 @@ def ensure_unpacked() -> Path:
     return unpack()
 
 
-def inputs_digest(limit: int | None = None) -> str:
+def inputs_digest(limit: int | None = None, languages: Sequence[str] = LANGUAGES) -> str:
     """Hashes everything that the unpacked corpus is made from."""
     digest = hashlib.sha256(f"{FORMAT} {limit}".encode())
     names = [CONCEPTS_FILE, SCENES_FILE]
     names += map(sprite_file, json.loads(packed_path(CONCEPTS_FILE).read_bytes()))
-    for path in (*map(packed_path, names), *data_files()):
+    for path in map(packed_path, names):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for lang in languages:
+        spoken = get_language(lang)
+        answers = (spoken.yes, spoken.no, *spoken.answers_to.items())
+        digest.update(f"{lang} {get_vocabulary(lang)} {answers}".encode())
     return digest.hexdigest()
 
 
@@ -146,31 +186,40 @@ def _write_images(root: Path, scenes: Sequence[Scene]) -> None:
                 image.save(partial, format="JPEG", quality=JPEG_QUALITY)
 
 
-def _write_corpus(
-    path: Path,
-    scenes: Sequence[Scene],
-    task: str,
-    make_turns: Callable[[Scene, str], tuple[Turn, ...]],
+def _write_corpora(
+    root: Path, folder: Path, scenes: Sequence[Scene], languages: Sequence[str]
 ) -> None:
-    others = LANGUAGES[1:]
-    with CorpusWriter(path, others, image_root="../images", overwrite=True) as writer:
-        for scene in _tracked(scenes, f"{task}s"):
-            row = CorpusRow(
-                id=scene.id,
-                image=image_name(scene),
-                source=SOURCE,
-                task=task,
-                translatable=True,
-                turns=make_turns(scene, "en"),
-            )
-            writer.append(row, {lang: make_turns(scene, lang) for lang in others})
-
-
-def _write_benchmarks(root: Path, scenes: Sequence[Scene]) -> None:
+    """Writes the corpora to a folder, and the benchmarks of the same languages to `root`."""
+    train = [scene for scene in scenes if scene.split == "train"]
+    images = os.path.relpath(root / "images", folder / "pretrain")
+    for name, rows, task, make_turns in (
+        ("pretrain", train[:NUM_CAPTIONED], "caption", caption_turns),
+        ("finetune", train, "conversation", question_turns),
+    ):
+        others = [lang for lang in languages if lang != ENGLISH]
+        with CorpusWriter(folder / name, others, image_root=images, overwrite=True) as writer:
+            for scene in _tracked(rows, f"{task}s"):
+                row = CorpusRow(
+                    id=scene.id,
+                    image=image_name(scene),
+                    source=SOURCE,
+                    task=task,
+                    translatable=True,
+                    turns=make_turns(scene, ENGLISH),
+                )
+                said = questions_of(scene) if any(map(unnamed_concepts, others)) else ()
+                texts = {
+                    lang: make_turns(scene, lang) for lang in others if can_say(scene, said, lang)
+                }
+                writer.append(row, texts)
     for name, split in BENCHMARKS.items():
         items = benchmark_items(scene for scene in scenes if scene.split == split)
-        for lang in LANGUAGES:
-            records = (item.to_record(lang, image_name(item.scene)) for item in items)
+        for lang in languages:
+            records = (
+                item.to_record(lang, image_name(item.scene))
+                for item in items
+                if can_say(item.scene, (item.question,), lang)
+            )
             lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
             _write(root / "benchmarks" / name / f"{lang}.jsonl", "".join(lines))
 

@@ -59,10 +59,11 @@ set_flags_of_stage() {
     --report_to "${REPORT_TO:-none}"
   set_flags "${flags_of_preset[@]}"
   set_flags "${!flags_of_stage}"
-  # a preset's number of steps is meant for its own corpus
-  if [[ $(flag_value --data_path)$(flag_value --corpus_path) != "${!data_of_stage}" ]]; then
-    drop_flag --max_steps
-  fi
+  # a preset's number of steps is meant for its own corpus, which may be in other languages
+  case $(flag_value --data_path)$(flag_value --corpus_path) in
+    "${!data_of_stage}" | "$built_in"/chosen/*/"${!data_of_stage##*/}") ;;
+    *) drop_flag --max_steps ;;
+  esac
   gpus=${NUM_GPUS:-$(default_num_gpus)}
   set_device_flags "$gpus" "${DEEPSPEED-${!zero_of_stage}}"
 }

@@ -11,18 +11,20 @@ ROOT = Path(__file__).parents[2]
 
 PYTHON = """#!/usr/bin/env bash
 echo "lrm ${*:3}" >>calls
+[[ $4 != unpack-emoji ]] || printf '%s\n' "$PWD/corpus${6:+/chosen/$6}" "a table"
 [[ "${*:3}" != "${FAIL_AT:-}" ]]
 """
 TRAINING = """#!/usr/bin/env bash
-echo "$(basename "$0") $PRESET $OUTPUT_DIR $*" >>calls
+echo "$(basename "$0") $PRESET $DATA_PATH $OUTPUT_DIR $*" >>calls
 [[ $(basename "$0") != "${FAIL_AT:-}" && -x $PYTHON ]] || exit 3
 mkdir -p "$OUTPUT_DIR"
 [[ $(basename "$0") == "${CUT_SHORT:-}" ]] || touch "$OUTPUT_DIR/COMPLETE"
 """
 FULL_RUN = [
     "lrm corpus unpack-emoji",
-    "lrm_pretrain.sh mini runs/mini-pretrain ",
-    "lrm_finetune.sh mini runs/mini --pretrain_mm_mlp_adapter runs/mini-pretrain/mm_projector.bin",
+    "lrm_pretrain.sh mini corpus/pretrain runs/mini-pretrain ",
+    "lrm_finetune.sh mini corpus/finetune runs/mini --pretrain_mm_mlp_adapter "
+    "runs/mini-pretrain/mm_projector.bin",
     "lrm eval --model runs/mini",
 ]
 
@@ -43,7 +45,7 @@ class Clone:
         python.chmod(0o755)
 
     def run(
-        self, *args: str, fail_at: str = "", cut_short: str = ""
+        self, *args: str, fail_at: str = "", cut_short: str = "", languages: str = ""
     ) -> tuple[subprocess.CompletedProcess, list[str]]:
         calls = self.root / "calls"
         calls.unlink(missing_ok=True)
@@ -52,7 +54,9 @@ class Clone:
         result = subprocess.run(
             ["bash", "scripts/quickstart.sh", "--no-install", *args],
             cwd=self.root,
-            env=env | {"QUICKSTART_VENV": "env", "FAIL_AT": fail_at, "CUT_SHORT": cut_short},
+            env=env
+            | {"QUICKSTART_VENV": "env", "FAIL_AT": fail_at, "CUT_SHORT": cut_short}
+            | {"LANGUAGES": languages},
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
@@ -118,6 +122,21 @@ def test_smoke_keeps_apart_from_the_real_run(clone: Clone) -> None:
     assert all("runs/smoke" in call for call in calls[1:])
     assert all("--max_steps" in call for call in calls[1:3])
     assert not (clone.root / "runs" / "mini").exists()
+
+
+def test_each_choice_of_languages_has_its_own_run(clone: Clone) -> None:
+    result, calls = clone.run(languages="hr, sw")
+    assert result.returncode == 0, result.stderr
+    assert calls == [
+        "lrm corpus unpack-emoji --languages hr,sw",
+        "lrm_pretrain.sh mini corpus/chosen/hr,sw/pretrain runs/mini-hr-sw-pretrain ",
+        "lrm_finetune.sh mini corpus/chosen/hr,sw/finetune runs/mini-hr-sw "
+        "--pretrain_mm_mlp_adapter runs/mini-hr-sw-pretrain/mm_projector.bin",
+        "lrm eval --model runs/mini-hr-sw --languages en,hr,sw",
+    ]
+    _, calls = clone.run("--smoke", languages="all")
+    assert calls[0] == "lrm corpus unpack-emoji --languages all"
+    assert calls[3] == "lrm eval --model runs/smoke-all --limit 24"
 
 
 def test_unknown_option_is_refused(clone: Clone) -> None:

@@ -327,6 +327,9 @@ def test_other_data_is_trained_by_epochs(preset: str, stage: str, tmp_path: Path
     for data in ("my.json", "my_corpus", ""):
         _, flags = dry_run(f"lrm_{stage}", **variables, DATA_PATH=data)
         assert ("max_steps" in flags) == (not data) and flags["num_train_epochs"] == "1"
+    chosen = f"playground/data/emoji_scenes/corpus/chosen/en-sw/{stage}"
+    _, flags = dry_run(f"lrm_{stage}", **variables, DATA_PATH=chosen)
+    assert ("max_steps" in flags) == (preset == "mini")
     (tmp_path / "m.toml").write_text('[[corpora]]\npath = "chats"\n')
     _, flags = dry_run(f"lrm_{stage}", **variables, MIXTURE=str(tmp_path / "m.toml"))
     assert "max_steps" not in flags

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from llava.errors import DataError
+from llava.errors import ConfigError, DataError
 from lrm_ext.corpus.store import Corpus
 from lrm_ext.emoji import unpack as unpack_module
-from lrm_ext.emoji.scenes import LANGUAGES
+from lrm_ext.emoji.conversations import questions_of
+from lrm_ext.emoji.scenes import LANGUAGES, load_scenes
 from lrm_ext.emoji.unpack import COMPLETE_FILE, unpack
 
 LIMIT = 12
@@ -78,7 +79,7 @@ def test_interrupted_run_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(unpack_module, "_write_benchmarks", interrupt)
+        patch.setattr(unpack_module, "benchmark_items", interrupt)
         with pytest.raises(KeyboardInterrupt):
             unpack(target, limit=LIMIT)
     assert not (target / COMPLETE_FILE).exists()
@@ -89,6 +90,35 @@ def test_interrupted_run_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     unpack(target, limit=LIMIT)
     assert (target / COMPLETE_FILE).is_file() and kept.stat().st_mtime_ns == time_ns
     assert not list(target.rglob("*.partial"))
+
+
+def test_other_languages_are_unpacked_beside_the_ten(tmp_path: Path) -> None:
+    root = tmp_path / "corpus"
+    chosen = unpack(root, limit=60, languages=("sw", "qu"))
+    assert chosen == root / "chosen" / "en-qu-sw"
+    opened = Corpus.open(chosen / "finetune")
+    assert opened.languages == ("en", "qu", "sw")
+    assert len(opened.usable("sw")) == len(opened) == 60
+    # CLDR has no name of an axe in Quechua
+    train = [scene for scene in load_scenes(60) if scene.split == "train"]
+    concepts = [
+        {placed.concept for placed in scene.objects} | {each.target for each in questions_of(scene)}
+        for scene in train
+    ]
+    with_axe = [row for row in range(60) if "axe" in concepts[row]]
+    assert with_axe and [row for row in range(60) if row not in opened.usable("qu")] == with_axe
+    assert all(path.is_file() for path in opened.image_paths(0))
+    assert (root / "benchmarks" / "scenes" / "sw.jsonl").is_file()
+    assert Corpus.open(root / "finetune").languages == LANGUAGES
+    time_ns = (chosen / "finetune" / "corpus.toml").stat().st_mtime_ns
+    assert unpack(root, limit=60, languages=("qu", "en", "sw")) == chosen
+    assert (chosen / "finetune" / "corpus.toml").stat().st_mtime_ns == time_ns
+
+
+def test_a_language_without_patterns_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="the built-in corpus has no language 'su'; it has en, "):
+        unpack(tmp_path / "corpus", languages=("su",))
+    assert not (tmp_path / "corpus").exists()
 
 
 def test_other_inputs_start_over(tmp_path: Path) -> None:
