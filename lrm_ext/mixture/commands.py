@@ -31,6 +31,9 @@ def _group() -> None:
 @mixture_app.command("show")
 def show(
     mixture: str = typer.Option("finetune", help="A TOML file, or the name of an included one."),
+    languages: str = typer.Option(
+        None, help="Languages besides English, evenly, in place of the mixture's: hr,sw; or all."
+    ),
     corpus: Path | None = typer.Option(
         None, help="A corpus folder; default: those of the mixture, or the built-in one."
     ),
@@ -54,7 +57,7 @@ def show(
     from lrm_ext.mixture.spec import MixtureSpec, mixture_path
 
     path = mixture_path(mixture)
-    spec = MixtureSpec.from_toml(path)
+    spec = MixtureSpec.from_toml(path).in_languages(languages)
     count_tokens = _token_counter(tokenizer, template) if tokenizer is not None else None
     stage = "pretrain" if path.stem == "pretrain" else "finetune"
     names_none = corpus is None and spec.corpora

@@ -38,7 +38,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from llava.errors import ConfigError
+from llava.errors import ConfigError, split_names
 from lrm_ext.instructions.registry import ENGLISH, get_instruction, list_instructions
 from lrm_ext.languages._toml import convert, load_toml
 from lrm_ext.languages.registry import canonical_code, get_language
@@ -280,6 +280,27 @@ class MixtureSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 "say which take part."
             )
         return spec
+
+    def in_languages(self, given: str | None) -> MixtureSpec:
+        """Returns the mixture with other languages, evenly.
+
+        Args:
+            given: Codes, with commas; "all" for all of the corpus, None for those of the mixture.
+
+        Raises:
+            ConfigError: A language is unknown, or English is the only one.
+        """
+        if given is None:
+            return self
+        codes = [code for code in split_names([given]) if code != ENGLISH]
+        if not codes:
+            raise ConfigError(
+                f"languages are {given!r}: name those besides English, or use non_english_ratio = 0"
+            )
+        shares = (
+            {} if codes == ["all"] else {get_language(code).code: Fraction(1) for code in codes}
+        )
+        return msgspec.structs.replace(self, languages=shares)
 
     def fingerprint(self) -> str:
         """Returns a short text that depends on everything that changes orders or shares.

@@ -448,7 +448,7 @@ def _measure(
 
     spec = MixtureSpec() if mixture_path is None else MixtureSpec.from_toml(mixture_path)
     corpus = Corpus.open(corpus_path)
-    mixture = Mixture(spec, corpus)
+    mixture = Mixture(spec.in_languages(flags.get("languages")), corpus)
     tokenizer = load_tokenizer(model_path)
     count = min(_NUM_MEASURED, len(mixture))
     samples = [mixture.sample(i) for i in range(count)]

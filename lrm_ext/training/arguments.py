@@ -31,6 +31,13 @@ class LrmArguments:
         default=None,
         metadata={"help": "Mixture file (TOML); by default all languages and instructions evenly."},
     )
+    languages: str | None = field(
+        default=None,
+        metadata={
+            "help": "Languages besides English, evenly, in place of the mixture's: hr,sw; all: "
+            "every language of the corpus."
+        },
+    )
     feature_cache: str = field(
         default=NO_CACHE,
         metadata={

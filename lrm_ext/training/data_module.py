@@ -108,6 +108,7 @@ def lrm_data_module(context: DataContext) -> dict[str, Any]:
     spec = MixtureSpec()
     if arguments.mixture_path is not None:
         spec = MixtureSpec.from_toml(arguments.mixture_path)
+    spec = spec.in_languages(arguments.languages)
     images = context.data_args.image_folder
     given = arguments.corpus_path and Corpus.open(arguments.corpus_path, image_root=images)
     mixture = Mixture.open(spec, given or None, images)
@@ -231,10 +232,12 @@ def _plain_data_module(context: DataContext, arguments: LrmArguments) -> dict[st
             "it, or --data_path (LLaVA JSON)"
         )
     wants_cache = arguments.feature_cache not in (NO_CACHE, AUTO_CACHE)
-    if wants_cache or arguments.mixture_path is not None or arguments.validates:
+    is_mixed = arguments.mixture_path is not None or arguments.languages is not None
+    if wants_cache or is_mixed or arguments.validates:
         raise ConfigError(
-            "--mixture_path, --feature_cache and --eval_share need a parallel corpus: import the "
-            "data of --data_path into one, or leave these flags out to train on it as it is"
+            "--mixture_path, --languages, --feature_cache and --eval_share need a parallel corpus: "
+            "import the data of --data_path into one, or leave these flags out to train on it as it "
+            "is"
         )
     # the demo, the API and `lrm eval` turn images upright, so training does, too
     data = default_data_module(context, orient_images=True)

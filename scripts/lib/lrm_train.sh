@@ -44,6 +44,7 @@ set_flags_of_stage() {
   else
     set_flags --corpus_path "$data" --mixture_path "${MIXTURE:-scripts/v1_5/mixtures/$stage.toml}"
   fi
+  [[ -z ${LANGUAGES:-} ]] || set_flags --languages "$LANGUAGES"
   [[ -z ${IMAGE_FOLDER:-} ]] || set_flags --image_folder "$IMAGE_FOLDER"
   set_flags \
     --mm_projector_type mlp2x_gelu \

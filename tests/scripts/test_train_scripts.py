@@ -34,7 +34,7 @@ PRESETS = (
 LLAVA_SCRIPTS = ("pretrain", "finetune", "finetune_lora", "finetune_task")
 VARIABLES = (
     "PRESET MODEL_NAME_OR_PATH VISION_TOWER DATA_PATH IMAGE_FOLDER OUTPUT_DIR NUM_GPUS DEEPSPEED "
-    "REPORT_TO MIXTURE NNODES NODE_RANK MASTER_ADDR MASTER_PORT PYTHON VIRTUAL_ENV"
+    "REPORT_TO MIXTURE LANGUAGES NNODES NODE_RANK MASTER_ADDR MASTER_PORT PYTHON VIRTUAL_ENV"
 ).split()
 
 
@@ -328,8 +328,8 @@ def test_other_data_is_trained_by_epochs(preset: str, stage: str, tmp_path: Path
         _, flags = dry_run(f"lrm_{stage}", **variables, DATA_PATH=data)
         assert ("max_steps" in flags) == (not data) and flags["num_train_epochs"] == "1"
     chosen = f"playground/data/emoji_scenes/corpus/chosen/en-sw/{stage}"
-    _, flags = dry_run(f"lrm_{stage}", **variables, DATA_PATH=chosen)
-    assert ("max_steps" in flags) == (preset == "mini")
+    _, flags = dry_run(f"lrm_{stage}", **variables, DATA_PATH=chosen, LANGUAGES="en,sw")
+    assert flags["languages"] == "en,sw" and "max_steps" in flags
     (tmp_path / "m.toml").write_text('[[corpora]]\npath = "chats"\n')
     _, flags = dry_run(f"lrm_{stage}", **variables, MIXTURE=str(tmp_path / "m.toml"))
     assert "max_steps" not in flags

@@ -30,7 +30,7 @@ MIXTURES: Final = ROOT / "scripts" / "v1_5" / "mixtures"
 _SAVES: Final = 4  # checkpoints of a stage, to resume from
 # variables that a user may have set for other runs must not change a setting
 _UNSET: Final = dict.fromkeys(
-    ("MODEL_NAME_OR_PATH", "VISION_TOWER", "DATA_PATH", "IMAGE_FOLDER", "REPORT_TO", "NNODES"), ""
+    "MODEL_NAME_OR_PATH VISION_TOWER DATA_PATH LANGUAGES IMAGE_FOLDER REPORT_TO NNODES".split(), ""
 )
 
 

@@ -63,3 +63,14 @@ def test_weights_and_fractions() -> None:
 def test_what_is_wrong_is_said(data: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         MixtureSpec.from_dict(data, "m.toml")
+
+
+def test_languages_of_the_user_replace_those_of_the_mixture() -> None:
+    spec = MixtureSpec.from_dict({"languages": {"cs": 2, "de": 1}, "seed": 3})
+    assert spec.in_languages(None) == spec
+    assert spec.in_languages("hr,en,ru").languages == {"hr": 1, "ru": 1}
+    assert spec.in_languages("all").languages == {}
+    assert spec.in_languages("hr").seed == 3
+    for given, message in (("en", "name those besides English"), ("xx", "unknown language 'xx'")):
+        with pytest.raises(ConfigError, match=message):
+            spec.in_languages(given)
