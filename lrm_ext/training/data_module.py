@@ -236,8 +236,7 @@ def _plain_data_module(context: DataContext, arguments: LrmArguments) -> dict[st
     if wants_cache or is_mixed or arguments.validates:
         raise ConfigError(
             "--mixture_path, --languages, --feature_cache and --eval_share need a parallel corpus: "
-            "import the data of --data_path into one, or leave these flags out to train on it as it "
-            "is"
+            "import the data of --data_path into one, or train on it without these flags"
         )
     # the demo, the API and `lrm eval` turn images upright, so training does, too
     data = default_data_module(context, orient_images=True)
