@@ -1,4 +1,4 @@
-"""Reads `settings.toml`: the settings, their mixtures, and their training lengths.
+"""Reads a study: the settings, their mixtures, and their training lengths.
 
 Input: TOML. Output: a checked `Study`, and for each setting and seed the mixture files and steps.
 """
@@ -15,7 +15,7 @@ from llava.errors import ConfigError
 from lrm_ext.instructions.registry import list_instructions
 from lrm_ext.languages._toml import load_toml
 
-SETTINGS_FILE: Final = Path(__file__).parent / "settings.toml"
+SETTINGS_FILE: Final = Path(__file__).parent / "mini.toml"
 PRETRAIN: Final = "pretrain"
 FINETUNE: Final = "finetune"
 _STUDY_KEYS: Final = frozenset(

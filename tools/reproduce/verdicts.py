@@ -24,7 +24,7 @@ from lrm_ext.evaluate.statistics import Difference, difference, replicate
 from lrm_ext.languages._toml import load_toml
 from tools.reproduce.results import Results
 
-CLAIMS_FILE: Final = Path(__file__).parent / "claims.toml"
+CLAIMS_FILE: Final = Path(__file__).parent / "mini_claims.toml"
 SUPPORTED: Final = "supported"
 CONTRADICTED: Final = "contradicted"
 OPEN: Final = "open"
