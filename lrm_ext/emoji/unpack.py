@@ -112,9 +112,9 @@ def unpack(
             _write_corpora(root, root, scenes, LANGUAGES)
             _write(root / COMPLETE_FILE, digest)
             (root / _PROGRESS_FILE).unlink()
-        if chosen == LANGUAGES:
+        folder = corpus_folder(chosen, root)
+        if folder == root:
             return root
-        folder = root / CHOSEN_DIR / _folder_name(chosen)
         digest = inputs_digest(limit, chosen)
         if _read(folder / COMPLETE_FILE) != digest:
             (folder / COMPLETE_FILE).unlink(missing_ok=True)
@@ -123,13 +123,16 @@ def unpack(
     return folder
 
 
-def _folder_name(languages: Sequence[str]) -> str:
-    if languages == available_languages():
-        return "all"
-    name = "-".join(languages)
-    if len(name) <= _MAX_FOLDER_NAME:
-        return name
-    return f"{len(languages)}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+def corpus_folder(languages: Sequence[str], root: Path | None = None) -> Path:
+    """Returns where `unpack` puts the corpora in some languages; none means those of the paper."""
+    root = packed_dir() / "corpus" if root is None else root
+    chosen = in_language_order({ENGLISH, *languages}) if languages else LANGUAGES
+    if chosen == LANGUAGES:
+        return root
+    name = "all" if chosen == available_languages() else "-".join(chosen)
+    if len(name) > _MAX_FOLDER_NAME:
+        name = f"{len(chosen)}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return root / CHOSEN_DIR / name
 
 
 def ensure_unpacked() -> Path:

@@ -54,10 +54,13 @@ def test_known_differences_get_their_verdicts(make_results):
             "without-bvqa": (0.7, 0.7),
         }
     )
-    benchmarks, claims = read_claims()
+    study = read_study()
+    benchmarks, claims = read_claims(study)
     found = {
         (claim.a, claim.languages): one["scenes"].verdict
-        for claim, one in zip(claims, judge_all(results, benchmarks, claims), strict=True)
+        for claim, one in zip(
+            claims, judge_all(results, read_study(), benchmarks, claims), strict=True
+        )
     }
     assert found["english-only", "others"] == SUPPORTED
     assert found["without-epvqa", "others"] == CONTRADICTED
@@ -68,7 +71,7 @@ def test_known_differences_get_their_verdicts(make_results):
 def test_one_seed_decides_nothing(make_results):
     _, results = make_results({"english-only": (0.7, 0.1), "full": (0.7, 0.9)}, seeds=(0,))
     claim = Claim("", "", "english-only", "full", "others", "higher", 2.0)
-    one = Bootstrap(results).judge(claim, "scenes")
+    one = Bootstrap(results, read_study()).judge(claim, "scenes")
     assert one.verdict == OPEN and one.num_seeds == 1
     assert one.found is not None and one.found.low > 50
 
@@ -76,12 +79,12 @@ def test_one_seed_decides_nothing(make_results):
 def test_seeds_that_disagree_widen_the_interval(make_results):
     """Two settings that are equal on average, but not seed by seed."""
     folder, results = make_results({"a": (0.5, 0.5), "b": (0.5, 0.5)})
-    narrow, _ = Bootstrap(results).difference("a", "b", "scenes", "others")
+    narrow, _ = Bootstrap(results, read_study()).difference("a", "b", "scenes", "others")
     for (setting, seed), run in results.runs.items():
         if setting == "b" and seed != 1:
             for language in run["benchmarks"]["scenes"]["languages"].values():
                 language["right"] = pack_bits([seed == 0] * language["num_questions"])
-    wide, _ = Bootstrap(results).difference("a", "b", "scenes", "others")
+    wide, _ = Bootstrap(results, read_study()).difference("a", "b", "scenes", "others")
     assert wide.high - wide.low > 3 * (narrow.high - narrow.low)
 
 

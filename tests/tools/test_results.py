@@ -94,8 +94,8 @@ def fake_tasks(monkeypatch):
         ]
 
     monkeypatch.setattr(runner, "make_tasks", make)
-    monkeypatch.setattr(runner, "write_mixtures", lambda tasks: None)
-    monkeypatch.setattr(runner, "_unpack_corpus", lambda: None)
+    monkeypatch.setattr(runner, "write_mixtures", lambda *_: None)
+    monkeypatch.setattr(runner, "_unpack_corpus", lambda *_: None)
 
 
 def test_a_study_leaves_results_and_is_not_run_again(tmp_path, fake_tasks, capsys):

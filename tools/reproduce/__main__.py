@@ -1,4 +1,4 @@
-"""Trains and measures the paper's settings in miniature, and plans the full ones.
+"""Trains and measures settings in miniature, and plans the full ones.
 
 Usage: `python -m tools.reproduce`, or `lrm reproduce`.
 """
@@ -14,12 +14,17 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def reproduce(
-    preset: str = typer.Argument("mini", help="Preset to train: mini (others with --plan)."),
+    study_name: str = typer.Argument(
+        "mini",
+        metavar="STUDY",
+        help="mini: the paper's experiments; languages: how many languages, and which share of "
+        "English. With --plan, a preset in place of mini.",
+    ),
     preset_to_plan: str = typer.Option(
         None, "--preset", help="The preset as an option: --preset vicuna-13b --plan."
     ),
     quick: bool = typer.Option(False, "--quick", help="Run one seed of the main settings."),
-    out: Path = typer.Option(None, help="Output folder; default: runs/reproduce-<preset>."),
+    out: Path = typer.Option(None, help="Output folder; default: runs/reproduce-<study>."),
     jobs: int = typer.Option(2, min=1, help="Parallel processes, one thread each."),
     settings: list[str] = typer.Option([], help="Only these settings; repeat, or use commas."),
     seeds: list[int] = typer.Option([], help="Only these seeds; repeat the option."),
@@ -31,16 +36,17 @@ def reproduce(
     gpu: str = typer.Option("a800-80g", help="With --plan: kind of GPU."),
     samples: int = typer.Option(None, min=1, help="With --plan: samples per stage."),
 ) -> None:
-    """Train and measure the paper's settings, several seeds each; a second call resumes."""
+    """Train and measure the settings of a study, several seeds each; a second call resumes."""
     from rich.console import Console
 
-    from tools.reproduce.settings import read_study
+    from tools.reproduce.settings import STUDIES, read_study, study_file
 
     console = Console(highlight=False, soft_wrap=True)
     names = [name for text in settings for name in text.split(",") if name]
-    study = read_study(quick=quick).choose(names, seeds)
-    preset = preset_to_plan or preset
-    folder = out or Path("runs") / f"reproduce-{preset}"
+    file = study_file(study_name if study_name in STUDIES else STUDIES[0])
+    study = read_study(file, quick=quick).choose(names, seeds)
+    preset = preset_to_plan or ("mini" if study_name in STUDIES else study_name)
+    folder = out or Path("runs") / f"reproduce-{preset_to_plan or study_name}"
     if plan:
         from tools.reproduce.plan import render_plan
 

@@ -54,11 +54,13 @@ def scores_block(results: Results, study: Study) -> str:
     """Lists each setting's right answers: English and the others' mean, on every benchmark."""
     if not results.runs:
         return "No runs are there."
-    bootstrap = Bootstrap(results, num=1)
+    bootstrap = Bootstrap(results, study, num=1)
     names = [name for name in _ALL_BENCHMARKS if name in results.pictures]
+    groups = ("en", *(study.groups or ("others",)))
+    titles = " | ".join(["En", *groups[1:]])
     lines = [
-        "| setting | seeds | " + " | ".join(f"{name}: En | others" for name in names) + " |",
-        "|---|---:|" + "---:|" * (2 * len(names)),
+        "| setting | seeds | " + " | ".join(f"{name}: {titles}" for name in names) + " |",
+        "|---|---:|" + "---:|" * (len(groups) * len(names)),
     ]
     for setting in study.settings:
         seeds = results.seeds(setting.name)
@@ -66,7 +68,7 @@ def scores_block(results: Results, study: Study) -> str:
             continue
         cells = []
         for name in names:
-            for group in ("en", "others"):
+            for group in groups:
                 scores = [float(bootstrap.group(setting.name, s, name, group)[0]) for s in seeds]
                 spread = f" ({min(scores):.1f}-{max(scores):.1f})" if len(scores) > 1 else ""
                 cells.append(f"{np.mean(scores):.1f}{spread}")
@@ -76,8 +78,8 @@ def scores_block(results: Results, study: Study) -> str:
 
 def claims_block(results: Results, study: Study) -> str:
     """Lists each claim, the paper's scores, the miniature's with intervals, and the verdicts."""
-    benchmarks, claims = read_claims()
-    judged = judge_all(results, benchmarks, claims)
+    benchmarks, claims = read_claims(study)
+    judged = judge_all(results, study, benchmarks, claims)
     titles = " | ".join(f"{name} | verdict" for name in benchmarks)
     lines = [f"| claim | paper | {titles} |", "|---|---|" + "---:|---|" * len(benchmarks)]
     for claim, found in zip(claims, judged, strict=True):

@@ -41,7 +41,7 @@ def render_plan(
     made = make_plan(preset, gpus, gpu, Wishes(num_samples=samples))
     if made.hours is None:
         raise ConfigError(f"preset {preset}: no hours are known for it; plan with GPUs")
-    write_mixtures(make_tasks(study, out))
+    write_mixtures(study, make_tasks(study, out))
     commands = _commands(study, preset, out)
     table, total = _table(study, made)
     counts = made.shape.language_model.num_parameters + made.shape.num_in_projector

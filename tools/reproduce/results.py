@@ -104,6 +104,7 @@ def collect(
         "ratio": setting.ratio,
         "pretrain_ratio": setting.pretrain_ratio,
         "instructions": list(setting.instructions),
+        **({"groups": list(setting.groups)} if study.groups else {}),
         "steps": {stage: study.steps(setting, stage) for stage in (PRETRAIN, FINETUNE)},
         "command": command,
         "versions": {"python": platform.python_version(), "lrm": lrm_ext.__version__, **versions},

@@ -58,7 +58,7 @@ def run_study(
     out = out.resolve()
     started = time.monotonic()
     tasks = make_tasks(study, out)
-    write_mixtures(tasks)
+    write_mixtures(study, tasks)
     num_runs = len(study.settings) * len(study.seeds)
     title = "the quick form, with fewer results" if study.quick else "all"
     console.print(
@@ -67,13 +67,15 @@ def run_study(
         markup=False,
     )
     if not all(task.is_done for task in tasks):
-        _unpack_corpus()
+        _unpack_corpus(study)
 
     def keep(task: Task) -> None:
         if task.kind == ASK and task.setting is not None:
             run = out / "runs" / run_name(task.setting.name, task.seed)
             # without folders: a result does not depend on the folder of its run
-            command = f"lrm reproduce {preset} --settings {task.setting.name} --seeds {task.seed}"
+            command = (
+                f"lrm reproduce {study.name} --settings {task.setting.name} --seeds {task.seed}"
+            )
             content, questions = collect(run, study, task.setting, task.seed, command)
             content["quick"] = study.quick
             write_result(out / "results", content, questions)
@@ -96,8 +98,9 @@ def _export(results: Path, folder: Path) -> None:
         shutil.copyfile(path, folder / path.name)
 
 
-def _unpack_corpus() -> None:
+def _unpack_corpus(study: Study) -> None:
     """Unpacks the corpus before the processes start, so that none waits for another."""
-    subprocess.run(
-        [sys.executable, "-m", "lrm_ext.cli", "corpus", "unpack-emoji"], cwd=ROOT, check=True
-    )
+    command = [sys.executable, "-m", "lrm_ext.cli", "corpus", "unpack-emoji"]
+    if study.languages:
+        command += ["--languages", ",".join(study.languages)]
+    subprocess.run(command, cwd=ROOT, check=True)

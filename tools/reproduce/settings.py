@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from llava.errors import ConfigError
 from lrm_ext.instructions.registry import list_instructions
 from lrm_ext.languages._toml import load_toml
 
-SETTINGS_FILE: Final = Path(__file__).parent / "mini.toml"
+STUDIES: Final = ("mini", "languages")
 PRETRAIN: Final = "pretrain"
 FINETUNE: Final = "finetune"
 _STUDY_KEYS: Final = frozenset(
@@ -23,7 +23,13 @@ _STUDY_KEYS: Final = frozenset(
 )
 _SETTING_KEYS: Final = frozenset(
     ("name", "words", "paper", "pretrain_ratio", "ratio", "instructions", "steps_of_ratio")
+    + ("groups",)
 )
+
+
+def study_file(name: str) -> Path:
+    """Returns the file of a study."""
+    return Path(__file__).parent / f"{name}.toml"
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Setting:
         ratio: Non-English samples per English one in fine-tuning.
         instructions: Instructions of the non-English part of fine-tuning, with equal shares.
         steps_of_ratio: Ratio that determines the steps of both stages; None for the setting's own.
+        groups: Groups of languages that it trains on, in a study with groups.
     """
 
     name: str
@@ -47,11 +54,12 @@ class Setting:
     ratio: float = 1.0
     instructions: tuple[str, ...] = ()
     steps_of_ratio: float | None = None
+    groups: tuple[str, ...] = ()
 
     @property
     def stage1(self) -> str:
         """Name of its pre-training, which settings with equal pre-training share."""
-        name = f"ratio-{100 * self.pretrain_ratio:g}"
+        name = "-".join((f"ratio-{100 * self.pretrain_ratio:.3g}", *self.groups))
         longer = self.steps_of_ratio is not None and self.steps_of_ratio != self.pretrain_ratio
         return f"{name}-as-long-as-{100 * (self.steps_of_ratio or 0):g}" if longer else name
 
@@ -68,6 +76,8 @@ class Study:
         benchmarks: Names of the benchmarks.
         settings: Settings in running order.
         quick: Whether this is the quick form.
+        name: `mini` or `languages`.
+        groups: Languages besides English by the name of their group; none for the paper's.
     """
 
     seeds: tuple[int, ...]
@@ -77,6 +87,17 @@ class Study:
     benchmarks: tuple[str, ...]
     settings: tuple[Setting, ...]
     quick: bool = False
+    name: str = STUDIES[0]
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages of the groups, in their order; none for the paper's."""
+        return tuple(lang for group in self.groups.values() for lang in group)
+
+    def languages_of(self, setting: Setting) -> tuple[str, ...]:
+        """Returns the languages besides English that a setting trains on; none for the paper's."""
+        return tuple(lang for group in setting.groups for lang in self.groups[group])
 
     def steps(self, setting: Setting, stage: str) -> int:
         """Returns the optimizer steps of a setting, for the same English samples at any ratio."""
@@ -102,20 +123,22 @@ class Study:
         return replace(self, settings=chosen, seeds=tuple(seeds) or self.seeds)
 
 
-def read_study(path: Path = SETTINGS_FILE, *, quick: bool = False) -> Study:
+def read_study(path: Path | None = None, *, quick: bool = False) -> Study:
     """Reads the settings.
 
     Args:
-        path: Path of the file.
+        path: Path of the file; that of the miniature of the paper by default.
         quick: Keep only the settings and values of the table [quick].
 
     Raises:
         ConfigError: A key is unknown or missing, a name occurs twice, an instruction is unknown, or
             a number is out of range.
     """
+    path = path or study_file(STUDIES[0])
     data = load_toml(path)
-    _check_keys(data, _STUDY_KEYS, _STUDY_KEYS, str(path))
-    settings = tuple(_setting(entry, str(path)) for entry in data["settings"])
+    _check_keys(data, _STUDY_KEYS | {"groups"}, _STUDY_KEYS, str(path))
+    groups = {name: tuple(languages) for name, languages in data.get("groups", {}).items()}
+    settings = tuple(_setting(entry, groups, str(path)) for entry in data["settings"])
     names = [setting.name for setting in settings]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"{path}: settings named twice: {', '.join(twice)}")
@@ -129,6 +152,8 @@ def read_study(path: Path = SETTINGS_FILE, *, quick: bool = False) -> Study:
         limit=data["limit"],
         benchmarks=tuple(data["benchmarks"]),
         settings=settings,
+        name=path.stem,
+        groups=groups,
     )
     short = data["quick"]
     _check_keys(short, {"seeds", "settings"}, {"seeds", "settings"}, f"{path}: quick")
@@ -136,7 +161,9 @@ def read_study(path: Path = SETTINGS_FILE, *, quick: bool = False) -> Study:
     return replace(shortened, quick=True) if quick else study
 
 
-def _setting(entry: Mapping[str, Any], where: str) -> Setting:
+def _setting(
+    entry: Mapping[str, Any], groups: Mapping[str, tuple[str, ...]], where: str
+) -> Setting:
     where = f"{where}: setting {entry.get('name')!r}"
     _check_keys(entry, _SETTING_KEYS, {"name", "words", "paper"}, where)
     for key in ("pretrain_ratio", "ratio", "steps_of_ratio"):
@@ -149,7 +176,13 @@ def _setting(entry: Mapping[str, Any], where: str) -> Setting:
             f"{where}: unknown instruction {', '.join(sorted(unknown))}; choose from: "
             f"{', '.join(list_instructions())}"
         )
-    return Setting(**{**entry, "instructions": instructions})
+    names = tuple(entry.get("groups", ()))
+    if unknown := set(names) - set(groups):
+        raise ConfigError(
+            f"{where}: unknown group {', '.join(sorted(unknown))}; choose from: "
+            f"{', '.join(groups) or 'none, there is no table [groups]'}"
+        )
+    return Setting(**{**entry, "instructions": instructions, "groups": names})
 
 
 def _check_keys(
@@ -163,7 +196,13 @@ def _check_keys(
         raise ConfigError(f"{where}: {', '.join(missing)} is missing")
 
 
-def mixture_text(setting: Setting, stage: str, seed: int, base: Mapping[str, Any]) -> str:
+def mixture_text(
+    setting: Setting,
+    stage: str,
+    seed: int,
+    base: Mapping[str, Any],
+    languages: Sequence[str] = (),
+) -> str:
     """Returns the mixture file of a setting: the paper's with the setting's changes.
 
     Args:
@@ -171,9 +210,11 @@ def mixture_text(setting: Setting, stage: str, seed: int, base: Mapping[str, Any
         stage: `pretrain` or `finetune`.
         seed: Seed of all orders.
         base: The paper's mixture for that stage, as read from TOML.
+        languages: Languages besides English, evenly; none for those of the paper.
     """
     ratio = setting.pretrain_ratio if stage == PRETRAIN else setting.ratio
     instructions = dict(base["instructions"])
+    weights = dict.fromkeys(languages, 1) or base["languages"]
     if stage == FINETUNE and setting.instructions:
         instructions = dict.fromkeys(setting.instructions, 1)
     lines = [
@@ -181,7 +222,7 @@ def mixture_text(setting: Setting, stage: str, seed: int, base: Mapping[str, Any
         f"seed = {seed}",
         f"non_english_ratio = {ratio:g}",
     ]
-    for title, shares in (("languages", base["languages"]), ("instructions", instructions)):
+    for title, shares in (("languages", weights), ("instructions", instructions)):
         lines += ["", f"[{title}]"]
         lines += [f"{name} = {json.dumps(share)}" for name, share in shares.items()]
     return "\n".join(lines) + "\n"

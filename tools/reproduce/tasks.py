@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Final
 
 from llava.files import write_atomically
+from lrm_ext.emoji.unpack import corpus_folder
 from lrm_ext.languages._toml import load_toml
+from lrm_ext.languages.registry import ENGLISH
 from lrm_ext.plan.presets import ROOT
 from tools.reproduce.settings import FINETUNE, PRETRAIN, Setting, Study, mixture_text
 
@@ -141,6 +143,7 @@ def _training(
             "NUM_GPUS": "0",
             "OUTPUT_DIR": str(folder),
             "MIXTURE": str(mixture),
+            "DATA_PATH": str(corpus_folder(study.languages).relative_to(ROOT) / stage),
             "PYTHON": sys.executable,
         },
         done=folder / COMPLETE,
@@ -152,21 +155,24 @@ def _training(
 
 
 def _ask_command(study: Study, model: Path) -> tuple[str, ...]:
+    languages = ("--languages", ",".join((ENGLISH, *study.languages))) if study.languages else ()
     return (
         *(sys.executable, "-m", "lrm_ext.cli", "eval", "--model", str(model)),
         *("--benchmarks", ",".join(study.benchmarks), "--limit", str(study.limit)),
-        *("--no-blind", "--no-table", "--device", "cpu"),
+        *("--no-blind", "--no-table", "--device", "cpu", *languages),
     )
 
 
-def write_mixtures(tasks: Sequence[Task]) -> None:
+def write_mixtures(study: Study, tasks: Sequence[Task]) -> None:
     """Writes the mixture files of the trainings; one that is as it should be is left alone."""
     for task in tasks:
         if task.kind == ASK or task.setting is None:
             continue
         path = Path(task.variables["MIXTURE"])
         base = load_toml(MIXTURES / f"{task.kind}.toml")
-        text = mixture_text(task.setting, task.kind, task.seed, base)
+        text = mixture_text(
+            task.setting, task.kind, task.seed, base, study.languages_of(task.setting)
+        )
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, text)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -23,8 +22,8 @@ from lrm_ext.evaluate.results import ENGLISH
 from lrm_ext.evaluate.statistics import Difference, difference, replicate
 from lrm_ext.languages._toml import load_toml
 from tools.reproduce.results import Results
+from tools.reproduce.settings import Study, study_file
 
-CLAIMS_FILE: Final = Path(__file__).parent / "mini_claims.toml"
 SUPPORTED: Final = "supported"
 CONTRADICTED: Final = "contradicted"
 OPEN: Final = "open"
@@ -43,7 +42,7 @@ class Claim:
         figures: The paper's scores.
         a: Setting to compare against.
         b: Setting that the claim is about.
-        languages: `en`, or `others` for the mean of all but English.
+        languages: `en`, `others` for the mean of all but English, or a group of the study.
         expect: Expected difference b - a: higher, lower, not higher, not lower.
         margin: Points that count as no difference in the last two.
     """
@@ -72,13 +71,14 @@ class Judgement:
     verdict: str
 
 
-def read_claims(path: Path = CLAIMS_FILE) -> tuple[tuple[str, ...], tuple[Claim, ...]]:
-    """Reads the benchmarks and claims of a file.
+def read_claims(study: Study) -> tuple[tuple[str, ...], tuple[Claim, ...]]:
+    """Reads the benchmarks and claims about a study.
 
     Raises:
         ConfigError: A claim lacks a key, or has an unknown value.
     """
-    data = load_toml(path)
+    path = study_file(f"{study.name}_claims")
+    data, groups = load_toml(path), (*_GROUPS, *study.groups)
     claims: list[Claim] = []
     for entry in data["claims"]:
         where = f"{path}: claim {entry.get('text')!r}"
@@ -86,8 +86,10 @@ def read_claims(path: Path = CLAIMS_FILE) -> tuple[tuple[str, ...], tuple[Claim,
             raise ConfigError(f"{where}: keys are {', '.join(entry)}; expected {', '.join(_KEYS)}")
         if entry["expect"] not in (HIGHER, LOWER, NOT_HIGHER, NOT_LOWER):
             raise ConfigError(f"{where}: expect is {entry['expect']!r}")
-        if entry["languages"] not in _GROUPS:
-            raise ConfigError(f"{where}: languages is {entry['languages']!r}; expected en, others")
+        if entry["languages"] not in groups:
+            raise ConfigError(
+                f"{where}: languages is {entry['languages']!r}; expected {', '.join(groups)}"
+            )
         claims.append(Claim(**entry, margin=float(data["margin"])))
     return tuple(data["benchmarks"]), tuple(claims)
 
@@ -111,8 +113,11 @@ def judge(found: Difference, claim: Claim) -> str:
 class Bootstrap:
     """Scores of all runs on the same draws of images; right answers in percent."""
 
-    def __init__(self, results: Results, seed: int = 0, num: int = NUM_REPLICATES) -> None:
+    def __init__(
+        self, results: Results, study: Study, seed: int = 0, num: int = NUM_REPLICATES
+    ) -> None:
         self._results = results
+        self._groups = study.groups
         self._seed = seed
         self._num = num
         self._drawn = cache(self._draw)
@@ -135,12 +140,10 @@ class Bootstrap:
         }
 
     def group(self, setting: str, seed: int, benchmark: str, group: str) -> NDArray[np.float64]:
-        """Returns [1 + B] scores in English, or the mean over the other languages."""
-        langs = [
-            lang
-            for lang in self._results.languages(benchmark)
-            if (lang == ENGLISH) == (group == "en")
-        ]
+        """Returns [1 + B] scores in English, or the mean over the others or a group of them."""
+        there = self._results.languages(benchmark)
+        others = [lang for lang in there if lang != ENGLISH]
+        langs = {"en": [ENGLISH], "others": others, **self._groups}[group]
         drawn = self._drawn(benchmark)
         mean: NDArray[np.float64] = np.mean([drawn[setting, seed, lang] for lang in langs], axis=0)
         return mean
@@ -172,10 +175,10 @@ class Bootstrap:
 
 
 def judge_all(
-    results: Results, benchmarks: Sequence[str], claims: Sequence[Claim]
+    results: Results, study: Study, benchmarks: Sequence[str], claims: Sequence[Claim]
 ) -> list[dict[str, Judgement]]:
     """Returns a judgement of each claim on each benchmark."""
-    bootstrap = Bootstrap(results)
+    bootstrap = Bootstrap(results, study)
     return [{name: bootstrap.judge(claim, name) for name in benchmarks} for claim in claims]
 
 
