@@ -41,8 +41,8 @@ def unpack_emoji(
     from lrm_ext.emoji.scenes import LANGUAGES, available_languages, unnamed_concepts
     from lrm_ext.emoji.unpack import unpack
 
-    codes = split_names(languages) or LANGUAGES
-    codes = available_languages() if list(codes) == ["all"] else codes
+    codes = canonical_codes(languages) or LANGUAGES
+    codes = available_languages() if codes == ("all",) else codes
     root, console = unpack(force=force, languages=codes), _console()
     console.print(str(root))
     opened = [Corpus.open(root / name) for name in ("pretrain", "finetune")]

@@ -3,7 +3,7 @@
 The packed form is committed in `playground/data/emoji_scenes/`: one PNG for each concept, its names
 in all languages, and the recipes of all scenes. `tools/build_emoji.py` creates it; `unpack.py`
 turns it into images and conversations in the git-ignored `corpus/` next to it. Words and sentence
-patterns are in `data/<lang>.toml`, concepts in `data/concepts.toml`.
+patterns are in the tables `scenes` of the language files, concepts in `data/concepts.toml`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import Any
 from PIL import Image
 
 from llava.errors import ConfigError, DataError
-from lrm_ext.languages import _toml
-from lrm_ext.languages.registry import PAPER_LANGUAGES, list_languages
+from lrm_ext.languages._toml import load_toml
+from lrm_ext.languages.registry import PAPER_LANGUAGES, get_language, list_languages
 
 SPRITES_DIR = "sprites"
 CONCEPTS_FILE = "concepts.json"
@@ -82,14 +82,13 @@ def packed_path(name: str) -> Path:
 
 
 @functools.cache
-def load_toml(name: str) -> dict[str, Any]:
-    """Reads a data file of this package, such as `concepts` or `cs`; do not change the result."""
-    return _toml.load_toml(_DATA_DIR / f"{name}.toml")
+def _concepts_file() -> dict[str, Any]:
+    return load_toml(_DATA_DIR / "concepts.toml")
 
 
 def available_languages() -> tuple[str, ...]:
-    """Returns the languages with words and sentence patterns here, in the order of the registry."""
-    return tuple(code for code in list_languages() if (_DATA_DIR / f"{code}.toml").is_file())
+    """Returns the languages with words and sentence patterns of the corpus, in registry order."""
+    return tuple(code for code in list_languages() if get_language(code).scenes)
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ class Category:
 
 def iter_codepoints() -> Iterator[tuple[str, int, str]]:
     """Yields (concept id, code point, category id) in the order of the data file."""
-    for category, entry in load_toml("concepts")["categories"].items():
+    for category, entry in _concepts_file()["categories"].items():
         for concept, codepoint in entry["concepts"].items():
             yield concept, int(codepoint, 16), category
 
@@ -144,7 +143,7 @@ def concept_ids() -> tuple[str, ...]:
 def categories() -> Mapping[str, Category]:
     """Returns all categories by id."""
     found = {}
-    for key, entry in load_toml("concepts")["categories"].items():
+    for key, entry in _concepts_file()["categories"].items():
         unclear, num_concepts = tuple(entry["unclear"]), len(entry["concepts"])
         found[key] = Category(key, entry.get("asked", True), unclear, num_concepts)
     return found
@@ -179,7 +178,7 @@ def unnamed_concepts(lang: str) -> frozenset[str]:
 @functools.cache
 def related_concepts() -> Mapping[str, frozenset[str]]:
     """Returns, for each concept, those whose word may include it in some language."""
-    pairs = load_toml("concepts")["related"]["pairs"]
+    pairs = _concepts_file()["related"]["pairs"]
     return {
         concept: frozenset(other for pair in pairs if concept in pair for other in pair) - {concept}
         for concept in concept_ids()
@@ -189,7 +188,7 @@ def related_concepts() -> Mapping[str, frozenset[str]]:
 @functools.cache
 def backgrounds() -> Mapping[str, tuple[int, int, int]]:
     """Returns background colours (red, green, blue; 0-255) by id."""
-    return {key: (r, g, b) for key, (r, g, b) in load_toml("concepts")["backgrounds"].items()}
+    return {key: (r, g, b) for key, (r, g, b) in _concepts_file()["backgrounds"].items()}
 
 
 def sprite_file(concept_id: str) -> str:
@@ -248,15 +247,15 @@ def get_vocabulary(lang: str) -> Vocabulary:
     """Returns the vocabulary of a language.
 
     Raises:
-        ConfigError: The language is unknown, or its data file is incomplete.
+        ConfigError: The language is unknown, or the tables `scenes` of its file are incomplete.
     """
     if lang not in available_languages():
         raise ConfigError(
             f"the built-in corpus has no language {lang!r}; it has "
             f"{', '.join(available_languages())}."
         )
-    data = load_toml(lang)
-    where = f"{_DATA_DIR / lang}.toml"
+    spoken = get_language(lang)
+    data, where = spoken.scenes, f"{spoken.path}: scenes"
     listed = [
         (name, article) for article, names in data.get("articles", {}).items() for name in names
     ]

@@ -27,7 +27,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from llava.errors import DataError
+from llava.errors import ConfigError, DataError
 from llava.files import lock_of, writing
 from lrm_ext.corpus.store import Corpus, CorpusRow
 from lrm_ext.corpus.writer import CorpusWriter
@@ -45,6 +45,7 @@ from lrm_ext.emoji.scenes import (
     SCENES_FILE,
     Scene,
     available_languages,
+    concept_ids,
     get_vocabulary,
     image_name,
     load_scenes,
@@ -68,6 +69,7 @@ COMPLETE_FILE = "COMPLETE"
 # Holds the corpora in other languages than those of `LANGUAGES`.
 CHOSEN_DIR = "chosen"
 _MAX_FOLDER_NAME = 40
+_MAX_UNNAMED = 0.1
 _PROGRESS_FILE = "UNPACKING"
 BENCHMARKS = {"scenes": "test", "scenes-val": "val"}
 
@@ -100,6 +102,11 @@ def unpack(
     root = packed_dir() / "corpus" if root is None else root
     for lang in languages:
         get_vocabulary(lang)
+        if (num := len(unnamed_concepts(lang))) > _MAX_UNNAMED * len(concept_ids()):
+            raise ConfigError(
+                f"CLDR has no name in {lang!r} of {num} of {len(concept_ids())} things, so the "
+                "built-in corpus cannot be unpacked in it."
+            )
     chosen = in_language_order({ENGLISH, *languages})
     digest = inputs_digest(limit)
     root.parent.mkdir(parents=True, exist_ok=True)

@@ -147,6 +147,8 @@ class Language(_ReadOnly, frozen=True, kw_only=True, rename=_KEYS):
         ui: Texts of the demo page by name; missing ones stay English.
         quality: What is normal for translations into the language; read and checked by
             `lrm_ext.translate.quality.base`.
+        scenes: Words and sentence patterns of the built-in corpus; read and checked by
+            `lrm_ext.emoji.scenes`.
         path: The file, for messages.
     """
 
@@ -177,6 +179,7 @@ class Language(_ReadOnly, frozen=True, kw_only=True, rename=_KEYS):
     engine_codes: Mapping[str, str] = {}
     ui: Mapping[str, str] = {}
     quality: Mapping[str, Any] = {}
+    scenes: Mapping[str, Any] = {}
     path: Path
 
     @property
@@ -216,7 +219,7 @@ def load_language(path: Path) -> Language:
         is_table = key in _TABLES and isinstance(value, dict)
         values |= {f"{key}.{name}": v for name, v in value.items()} if is_table else {key: value}
     for key, value in values.items():
-        if key != "quality":  # its users check it
+        if key not in ("quality", "scenes"):  # their users check them
             _check_texts(value, path, key)
     if isinstance(values.get("answers_to"), dict):
         values["answers_to"] = {

@@ -38,10 +38,10 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from llava.errors import ConfigError, split_names
+from llava.errors import ConfigError
 from lrm_ext.instructions.registry import ENGLISH, get_instruction, list_instructions
 from lrm_ext.languages._toml import convert, load_toml
-from lrm_ext.languages.registry import canonical_code, get_language
+from lrm_ext.languages.registry import canonical_code, canonical_codes, get_language
 
 # Increase it when the order changes; then older checkpoints are not resumed within an epoch.
 SCHEME_VERSION = 1
@@ -292,7 +292,7 @@ class MixtureSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         if given is None:
             return self
-        codes = [code for code in split_names([given]) if code != ENGLISH]
+        codes = [code for code in canonical_codes([given]) if code != ENGLISH]
         if not codes:
             raise ConfigError(
                 f"languages are {given!r}: name those besides English, or use non_english_ratio = 0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import string
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from llava.errors import ConfigError
@@ -39,7 +41,6 @@ from lrm_ext.emoji.scenes import (
     concepts_by_id,
     get_vocabulary,
     load_scenes,
-    load_toml,
 )
 from lrm_ext.languages.registry import get_language
 
@@ -235,9 +236,11 @@ def test_unknown_language_lists_the_choices() -> None:
     ],
 )
 def test_incomplete_language_file_is_refused(change, message, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    data = json.loads(json.dumps(load_toml("de")))
+    german = get_language("de")
+    data = copy.deepcopy(dict(german.scenes))
     change(data)
-    monkeypatch.setattr(scenes_module, "load_toml", lambda name: data)
+    changed = msgspec.structs.replace(german, scenes=data)
+    monkeypatch.setattr(scenes_module, "get_language", lambda code: changed)
     with pytest.raises(ConfigError, match=message):
         get_vocabulary.__wrapped__("de")
 
