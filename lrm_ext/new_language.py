@@ -447,7 +447,7 @@ def _check_short_answers(
                 f"{key} is {word!r}, which is read as {reads[0].answer_lang!r}; add it to local."
                 f"{label}."
             )
-    if collisions := sorted({*words.stop} & {*words.yes, *words.no}):
+    if collisions := sorted(words.stop & words.native):
         yield f"local.stop has {', '.join(collisions)}, which also means yes or no."
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import regex
 from numpy.typing import NDArray
 
 from llava.errors import ConfigError, DataError
@@ -46,6 +47,7 @@ NUM_SHOWN: Final = 5
 UNDECIDED: Final = "undecided"  # an answer too short to tell its language
 MIN_WORDS: Final = 4
 MIN_LETTERS_UNSPACED: Final = 6
+_LETTER: Final = regex.compile(r"(?=\w)\X")  # with its marks
 _UNSPACED: Final = re.compile("[\u2e80-\u9fff\u0e00-\u0e7f]")  # Chinese, Japanese, Thai
 # What says nothing about the language of an answer.
 SILENT: Final = frozenset({NEUTRAL, UNDECIDED, MISSING})
@@ -187,8 +189,9 @@ def judge_locally(item: Item, text: str, reading: Reading, rule: Rule = "mme") -
     text, lang = final_answer(text), reading.lang
     if item.answer_type == "letter":
         english = reading.english_options.get(item.question_id, ())
+        words = reading.words
         choice = infer_local(
-            text, item.options, reading.word_letters, reading.words.spaced, english
+            text, item.options, reading.word_letters, words.spaced, english, words.labels
         )
         parsed, correct = choice.letter or "other", choice.letter == item.answer
         answer_lang = _option_language(text, choice.by, lang)
@@ -200,10 +203,10 @@ def judge_locally(item: Item, text: str, reading: Reading, rule: Rule = "mme") -
         if answer_lang == OTHER:
             answer_lang = _prose_or(text, lang, OTHER)
         return Judgement(answer.label, correct, answer_lang, answer.by_default)
-    correct = any(matches_text(text, answer) for answer in item.answers or (item.answer,))
-    answer_lang = text_language(
-        text, item.answer_lang or item.lang, reading.native, reading.english
-    )
+    written_in = item.answer_lang or item.lang
+    golds = item.answers or (item.answer,)
+    correct = any(matches_text(text, answer, written_in) for answer in golds)
+    answer_lang = text_language(text, written_in, reading.native, reading.english)
     if answer_lang == OTHER:
         answer_lang = _prose_or(text, lang, OTHER)
     return Judgement(text_key(text), correct, answer_lang)
@@ -266,7 +269,7 @@ def language_of_prose(text: str, lang: str) -> str:
     words = [word for word in words_of(normalise(text)) if not word.isdigit()]
     prose = " ".join(words)
     if _UNSPACED.search(prose):
-        enough = sum(map(len, words)) >= MIN_LETTERS_UNSPACED
+        enough = len(_LETTER.findall(prose)) >= MIN_LETTERS_UNSPACED
     else:
         enough = len(words) >= MIN_WORDS
     if not enough:

@@ -9,19 +9,21 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Final, Literal
 
+import regex
+
 from llava.eval.records import OPTION_LETTERS as LETTERS
-from lrm_ext.languages.registry import Language, get_language
+from lrm_ext.languages.registry import ENGLISH, Language, get_language
 
 Rule = Literal["mme", "pope"]
 NEUTRAL: Final = "letter"  # an answer that belongs to no language: one letter, or only digits
 OTHER: Final = "other"
 _APOSTROPHES = "\u2018\u2019\u201a\u201b\u02bc"
 _HYPHENS = "\u2010\u2011\u2012\u2013\u2212"
-_QUOTES = '"\u201c\u201d\u201e\u201f\u00ab\u00bb\u2039\u203a\u300c\u300d\u300e\u300f'
+_QUOTES = '"\u201c\u201d\u201e\u201f\u00ab\u00bb\u2039\u203a\u300c\u300d\u300e\u300f\u05f4'
 # zero width, soft hyphen, marks of direction
 _INVISIBLE = "".join(
     map(chr, [*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2066, 0x206A)])
@@ -35,24 +37,53 @@ _TAG = re.compile(r"</?[a-z]+[1-6]?\s*/?>", re.IGNORECASE)
 _LINE_TAG = re.compile(r"<(?:br\s*/?|/p|/div|/li)>", re.IGNORECASE)
 _LATEX = re.compile(r"\\(?:boxed|fbox|text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 _LIST_MARK = re.compile(r"\A\s*(?:\d{1,2}[.)]\s*|[-\u2022]\s+)(?=\D)")
-_SINGLE_QUOTED = re.compile(r"(?<!\w)'([^'\n]+)'(?!\w)")
-_SENTENCE_END = re.compile("[.!?;\u3002\n]")
-_WORD = re.compile(r"\w+")
+# Marks belong to words: vowel signs in the scripts of India, points in Arabic and Hebrew.
+_IN_WORD: Final = r"[\w\p{M}]"
+_SINGLE_QUOTED = regex.compile(rf"(?<!{_IN_WORD})'([^'\n]+)'(?!{_IN_WORD})")
+# ASCII and Chinese; Arabic (with Urdu), Indic, Ethiopic, Armenian, Burmese and Khmer ones
+_ENDS: Final = ".!?;\u3002\u061f\u061b\u06d4\u0964\u0965\u1362\u1367\u0589\u104b\u17d4"
+_STOPS: Final = " .!\u3002\u06d4\u0964\u0965\u1362\u0589\u104b\u17d4"
+_SENTENCE_END = re.compile(f"[{_ENDS}\n]")
+_WORD = regex.compile(f"{_IN_WORD}+")
+_NOT_ASCII_DIGIT = re.compile(r"[^\D0-9]")
 _ASCII_WORD = re.compile(r"[a-z]+")
 _SPACES = re.compile(r"\s+")
+# Scripts whose marks do not make other letters: accents in Latin and Greek, vowel points in Arabic
+# and Hebrew. In Cyrillic they do (short i), and in the scripts of India they are vowels.
+_OPTIONAL_MARKS: Final = ("LATIN", "GREEK", "ARABIC", "HEBREW")
+# Dotless i, as in HAYIR; letters that Arabic, Persian and Urdu write alike, as Lucene's Arabic and
+# Persian normalizers have them: forms of ya, kaf and ha, alef wasla, ta marbuta, and no tatweel.
+_SAME_LETTER: Final = str.maketrans(
+    "\u0131\u0649\u06cc\u06a9\u06c1\u06d5\u0629\u0671",
+    "i\u064a\u064a\u0643\u0647\u0647\u0647\u0627",
+    "\u0640",
+)
+# Latin letters of languages that are written in Cyrillic, too.
+_ROMAN: Final[Mapping[str, Mapping[int, str]]] = {
+    "sr": str.maketrans(
+        dict(
+            zip(
+                "абвгдђежзијклљмнњопрстћуфхцчџш",
+                "a b v g d đ e ž z i j k l lj m n nj o p r s t ć u f h c č dž š".split(),
+                strict=True,
+            )
+        )
+    )
+}
 
 
 def normalise(text: str, keep_newlines: bool = False) -> str:
     """Unifies the ways in which the same characters can be written.
 
-    NFKC; typographic apostrophes and hyphens to ASCII; invisible characters, quotes and markup
-    (Markdown, HTML, LaTeX's boxes) deleted; white space collapsed and stripped.
+    NFKC; digits of all scripts, typographic apostrophes and hyphens to ASCII; invisible characters,
+    quotes and markup (Markdown, HTML, LaTeX's boxes) deleted; white space collapsed and stripped.
 
     Args:
         text: Any text.
         keep_newlines: Leave line ends standing, as they may end a sentence.
     """
     text = _without_markup(unicodedata.normalize("NFKC", text)).translate(_TRANSLATION)
+    text = _NOT_ASCII_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), text)
     text = _SINGLE_QUOTED.sub(r"\1", text)
     if keep_newlines:
         return "\n".join(_SPACES.sub(" ", line).strip() for line in text.splitlines()).strip()
@@ -68,24 +99,37 @@ def _without_markup(text: str) -> str:
 
 
 def fold(text: str) -> str:
-    """Casefolds, then removes combining marks from Latin letters only.
+    """Casefolds, and unifies letters that writers of a language interchange.
 
-    Marks on other scripts make other letters (Cyrillic short i), so they stay.
+    Combining marks are removed from Latin, Greek, Arabic and Hebrew letters only: on other scripts
+    they make other letters (Cyrillic short i). Dotless i is an i; the forms of an Arabic letter
+    are one.
     """
     kept: list[str] = []
-    after_latin = False
+    is_optional = False
     for character in unicodedata.normalize("NFD", text.casefold()):
         if not unicodedata.combining(character):
-            after_latin = unicodedata.name(character, "").startswith("LATIN")
-        elif after_latin:
+            is_optional = unicodedata.name(character, "").startswith(_OPTIONAL_MARKS)
+        elif is_optional:
             continue
         kept.append(character)
-    return unicodedata.normalize("NFC", "".join(kept))
+    return unicodedata.normalize("NFC", "".join(kept)).translate(_SAME_LETTER)
+
+
+def romanise(text: str, lang: str) -> str:
+    """Writes a folded text of a language that has two scripts in Latin letters, folded.
+
+    Example:
+        >>> romanise("није", "sr"), romanise("није", "ru")
+        ('nije', 'није')
+    """
+    table = _ROMAN.get(lang.partition("-")[0])
+    return fold(text.translate(table)) if table else text
 
 
 def words_of(text: str) -> list[str]:
-    """Returns the runs of letters and digits."""
-    return _WORD.findall(text)
+    """Returns the runs of letters with their marks, and digits."""
+    return list(_WORD.findall(text))
 
 
 def first_sentence(text: str) -> str:
@@ -104,8 +148,11 @@ class AnswerWords:
         no: Words that deny or negate, English ones included.
         native: The words and phrases of the language itself.
         letters: One-letter answers and what they mean.
-        stop: Phrases that begin like an answer and decide nothing.
+        stop: Phrases that begin like an answer and decide nothing. If `spaced`, words that an
+            answer may begin with before its yes or no ("जी"), and that negate nothing inside of a
+            sentence although they look like an English no (Portuguese "no": in the).
         spaced: Whether white space separates words.
+        labels: Letters of options (A, B, ...) by the labels that the language has for them.
     """
 
     lang: str
@@ -115,6 +162,7 @@ class AnswerWords:
     letters: Mapping[str, str]
     stop: frozenset[str] = frozenset()
     spaced: bool = True
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, language: Language, english: Language) -> AnswerWords:
@@ -123,15 +171,16 @@ class AnswerWords:
         That no word means both is checked with the language's file.
         """
         own, other = language.local, english.local
-        own_yes, own_no = _folded(own.yes), _folded(own.no)
+        own_yes, own_no = _folded(own.yes, language.code), _folded(own.no, language.code)
         return cls(
             lang=language.code,
             yes=own_yes | _folded(other.yes),
             no=own_no | _folded(other.no),
             native=own_yes | own_no,
             letters={fold(k): v for k, v in {**other.letters, **own.letters}.items()},
-            stop=_folded(own.stop),
+            stop=_folded(own.stop, language.code),
             spaced=language.spaced,
+            labels=option_labels(own.option_letters),
         )
 
     @property
@@ -143,8 +192,23 @@ class AnswerWords:
         return self.stop | {yes for yes in self.yes if any(no in yes for no in self.no)}
 
 
-def _folded(words: Iterable[str]) -> frozenset[str]:
-    return frozenset(fold(normalise(word)) for word in words)
+def _folded(words: Iterable[str], lang: str = ENGLISH) -> frozenset[str]:
+    folded = [fold(normalise(word)) for word in words]
+    return frozenset((*folded, *(romanise(word, lang) for word in folded)))
+
+
+def option_labels(labels: Iterable[str]) -> Mapping[str, str]:
+    """Returns the letter A, B, ... of each label of a language, folded.
+
+    Labels in Latin and Cyrillic are not in it: they are letters in every language, by their shape
+    or place (`infer_local`).
+    """
+    folded = [fold(normalise(label)) for label in labels]
+    return {
+        label: letter
+        for label, letter in zip(folded, LETTERS, strict=False)
+        if not unicodedata.name(label[0]).startswith(("LATIN", "CYRILLIC"))
+    }
 
 
 @dataclass(frozen=True)
@@ -195,22 +259,33 @@ def parse_yes_no(answer: str, words: AnswerWords, rule: Rule = "mme") -> YesNo:
 
 def _leading(sentence: str, words: AnswerWords) -> YesNo | None:
     """Returns what the beginning of a sentence decides, if anything."""
-    found = words_of(sentence)[0]
-    if not words.spaced:
+    said = words_of(sentence)
+    found = said[0]
+    if words.spaced:
+        skipped = words.stop - words.no
+        found = next((word for word in said if word not in skipped), found)
+    else:
         start = sentence[sentence.index(found) :]
         if latin := _ASCII_WORD.match(start):
             found = latin.group()
         else:
             phrases = words.yes | words.no | words.stop
-            found = max((p for p in phrases if start.startswith(p)), key=len, default="")
+            found = max((p for p in phrases if _begins(start, p)), key=len, default="")
     label = "no" if found in words.no else "yes" if found in words.yes else ""
     return YesNo(label, _language_of(found, words)) if label else None
+
+
+def _begins(text: str, phrase: str) -> bool:
+    """Returns whether a text begins with a phrase and not with one of more letters."""
+    following = text[len(phrase) : len(phrase) + 1]
+    return text.startswith(phrase) and not unicodedata.category(following or " ").startswith("M")
 
 
 def _negation(sentence: str, words: AnswerWords) -> str | None:
     """Returns a negation anywhere in a sentence."""
     if words.spaced:
-        return next((word for word in words_of(sentence) if word in words.no), None)
+        negations = words.no - words.stop
+        return next((word for word in words_of(sentence) if word in negations), None)
     for phrase in sorted(words.harmless, key=lambda phrase: (-len(phrase), phrase)):
         sentence = sentence.replace(phrase, " ")
     latin = set(_ASCII_WORD.findall(sentence))
@@ -228,7 +303,7 @@ def text_key(text: str) -> str:
 
     It is the text normalised and folded, without a full stop or exclamation mark at the end.
     """
-    return fold(normalise(text)).rstrip(".!\u3002 ")
+    return fold(normalise(text)).rstrip(_STOPS)
 
 
 def _answer_keys(answer: str) -> set[str]:
@@ -236,9 +311,16 @@ def _answer_keys(answer: str) -> set[str]:
     return {text_key(answer), text_key(_LIST_MARK.sub("", answer))}
 
 
-def matches_text(answer: str, gold: str) -> bool:
-    """Tells whether a short free answer equals the expected one; a longer one does not."""
-    return text_key(gold) in _answer_keys(answer) - {""}
+def matches_text(answer: str, gold: str, lang: str = ENGLISH) -> bool:
+    """Tells whether a short free answer equals the expected one; a longer one does not.
+
+    Args:
+        answer: The text that the model wrote.
+        gold: The expected answer.
+        lang: Its language; if that has two scripts, an answer may be in either.
+    """
+    wanted = romanise(text_key(gold), lang)
+    return wanted in {romanise(key, lang) for key in _answer_keys(answer)} - {""}
 
 
 def text_language(answer: str, lang: str, native: Collection[str], english: Collection[str]) -> str:
@@ -383,6 +465,7 @@ def infer_local(
     word_letters: Sequence[str],
     spaced: bool = True,
     english: Sequence[str] = (),
+    labels: Mapping[str, str] | None = None,
 ) -> Choice:
     """Reads an option from an answer in any language.
 
@@ -392,9 +475,12 @@ def infer_local(
         word_letters: Letters that are words of the language, too ("A" in Czech: and, but).
         spaced: Whether white space separates words in the language.
         english: The same options in English, read if the language's own do not decide.
+        labels: Letters by the labels that the language has for options, folded (`option_labels`).
 
     Example:
         >>> infer_local("Respuesta: B", ["un perro", "un gato"], ["A"]).letter
+        'B'
+        >>> infer_local("\u062c\u0648\u0627\u0628: \u0628", [], [], labels={"\u0628": "B"}).letter
         'B'
     """
     text = normalise(text)
@@ -406,6 +492,8 @@ def infer_local(
             return Choice(letter, "letter", only[0].upper() in _AMBIGUOUS_CYRILLIC)
         # a figure, or an option of one character
     firm, weak = _standing_alone(text, present, word_letters)
+    own_firm, own_weak = _labels_in(text, present, labels or {})
+    firm, weak = firm | dict.fromkeys(own_firm, False), weak | own_weak
     if firm:
         if len(firm.keys() | weak) > 1:
             return Choice(None)
@@ -415,6 +503,30 @@ def infer_local(
         if named := _only_contained(text, texts, spaced or by == "english"):
             return Choice(named, by)
     return Choice(None)
+
+
+def _labels_in(
+    text: str, present: Sequence[str], labels: Mapping[str, str]
+) -> tuple[set[str], set[str]]:
+    """Finds labels of a language's own: those that are the last word or have an affix, and others.
+
+    The others may be words: "나" is an I in Korean.
+    """
+    firm: set[str] = set()
+    weak: set[str] = set()
+    matches = list(_WORD.finditer(text)) if labels else []
+    for match in matches:
+        letter = labels.get(fold(match[0]))
+        if letter is not None and letter in present:
+            is_firm = match is matches[-1] or _is_affixed(text, *match.span())
+            (firm if is_firm else weak).add(letter)
+    return firm, weak
+
+
+def _is_affixed(text: str, start: int, end: int) -> bool:
+    """Returns whether there is a full stop, colon or bracket at a label: "B.", "(B"."""
+    before, after = text[:start].rstrip(), text[end:].lstrip()
+    return after[:1] in (".", ":", ")", "]") or before[-1:] in ("(", "[")
 
 
 def _standing_alone(
@@ -430,8 +542,8 @@ def _standing_alone(
     weak: set[str] = set()
     for match in _ALONE.finditer(text):
         letter = _CYRILLIC.get(match[1], match[1])
-        before, after = text[: match.start()].rstrip(), text[match.end() :].lstrip()
-        affixed = after[:1] in (".", ":", ")", "]") or before[-1:] in ("(", "[")
+        after = text[match.end() :].lstrip()
+        affixed = _is_affixed(text, *match.span())
         is_last = not any(map(str.isalnum, after))
         if letter not in present:
             continue
@@ -452,8 +564,10 @@ def _only_contained(text: str, options: Sequence[str], spaced: bool) -> str | No
 
 
 def _contains(haystack: str, key: str, spaced: bool) -> bool:
-    pattern = rf"(?<!\w){re.escape(key)}(?!\w)" if spaced else re.escape(key)
-    return re.search(pattern, haystack) is not None
+    if not spaced:
+        return key in haystack
+    pattern = rf"(?<!{_IN_WORD}){regex.escape(key)}(?!{_IN_WORD})"
+    return regex.search(pattern, haystack) is not None
 
 
 @cache

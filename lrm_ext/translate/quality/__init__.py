@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 # Increases when the same text may get another verdict; translations store it.
-QUALITY_VERSION = 3
+QUALITY_VERSION = 4
 
 Check = Callable[[TextPair, Thresholds], Measured | None]
 

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
+import regex
 
 from llava.errors import ConfigError
 from lrm_ext.languages._toml import convert
@@ -170,8 +171,9 @@ def parse_thresholds(table: Mapping[str, Any], where: str) -> Thresholds:
 
 # Up to 39, which is enough for centuries, kings and wars; with suffixes as in "XIXe" and "IIIrd".
 ROMAN = re.compile(r"(?<![\w.])(?:([IVX]{2,7})[a-zè]{0,3}|([IVX]))(?!\w)")
-_WORD = re.compile(r"[^\W\d_]+")
-_LETTER = re.compile(r"[^\W\d_]")
+# Of `regex`, because to `re` a mark (a vowel sign in Hindi) is no part of a word.
+_WORD = regex.compile(r"[^\W\d_]+")
+_LETTER = regex.compile(r"[^\W\d_\p{M}]\p{M}*")
 QUOTES = "\"'“”„«»‘’「」『』《》 \u00a0\u202f"
 
 
@@ -267,6 +269,6 @@ def prose(text: str, spans: Sequence[ProtectedSpan]) -> str:
 
 
 def words(text: str, lang: str) -> list[str]:
-    """Returns the folded words of a text; letters if blanks do not separate words."""
+    """Returns the folded words of a text; letters with their marks if no blanks separate words."""
     pattern = _WORD if get_language(lang).spaced else _LETTER
-    return pattern.findall(text.casefold())
+    return list(pattern.findall(text.casefold()))

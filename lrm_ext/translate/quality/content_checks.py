@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import regex
 
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translate.protect import damaged_parts, find_spans
@@ -121,9 +122,9 @@ def _numbers(text: str) -> list[str]:
     return [number.lstrip("0") or "0" for number in numbers]
 
 
-_WORD = re.compile(r"[^\W\d_]+(?:[-‐][^\W\d_]+)*")
+_WORD = regex.compile(r"[^\W\d_]+(?:[-‐][^\W\d_]+)*")
 # Between two words of one number: "twenty-five", "vingt et un", "dvadeset i pet".
-_GAP = re.compile(r"[\s‐-]*(?:[^\W\d_]{1,3}[\s‐-]+)?")
+_GAP = regex.compile(r"[\s‐-]*(?:[^\W\d_]{1,3}[\s‐-]+)?")
 # Letters that join two numbers in one word: "einundzwanzig", "soixante-et-onze".
 _MAX_JOINT = 4
 _ROMAN_ONES = ("", "I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX")
@@ -242,7 +243,7 @@ def _value(group: list[_Part]) -> int:
 
 
 _YES_NO = re.compile(r"(yes|no)\b", re.IGNORECASE)
-_WORDS = re.compile(r"[^\W_]+")
+_WORDS = regex.compile(r"[^\W_]+")
 
 
 def check_answer(pair: TextPair, thresholds: Thresholds) -> Measured | None:
@@ -268,11 +269,11 @@ def polarity(text: str, lang: str) -> str | None:
     """Returns whether an answer begins with "yes" or "no"; None if with neither."""
     language = get_language(lang)
     folded = text.casefold().strip()
-    first = _WORDS.search(folded)
-    word = first[0] if first else ""
+    skipped = language.local.stop if language.spaced else ()
+    word = next((word for word in _WORDS.findall(folded) if word not in skipped), "")
     sides = ((language.yes, language.local.yes, "yes"), (language.no, language.local.no, "no"))
     for said, _, meaning in sides:
-        if folded.startswith(said.casefold()) and not folded[len(said) : len(said) + 1].isalpha():
+        if folded.startswith(said.casefold()) and not _WORDS.match(folded, len(said)):
             return meaning
     for _, entries, meaning in sides:
         if word in entries or (not language.spaced and word.startswith(entries)):

@@ -3,14 +3,20 @@ import dataclasses
 import pytest
 
 from lrm_ext.evaluate.reading import (
+    AnswerWords,
     _negation,
     answer_words,
     first_sentence,
     fold,
+    infer_local,
     matches_text,
     normalise,
+    option_labels,
     parse_yes_no,
+    romanise,
+    text_key,
     text_language,
+    words_of,
 )
 from lrm_ext.languages.registry import PAPER_LANGUAGES
 
@@ -182,3 +188,91 @@ def test_short_texts():
 def test_which_negation_is_found_does_not_depend_on_the_order_of_a_set(no):
     words = dataclasses.replace(answer_words("zh"), no=no)
     assert _negation("图中没有狗 no", words) == "没有"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("HAYIR", "hayır"), ("hayir", "hayır"), ("İYİ", "iyi"),  # Turkish
+        ("ΌΧΙ", "οχι"), ("ΣΩΣΤΌΣ", "σωστός"),  # Greek accents, final sigma
+        ("أجل", "اجل"), ("طبعًا", "طبعا"), ("كلّا", "كلا"), ("نعـــم", "نعم"), ("ايوة", "ايوه"),
+        ("آري", "اری"), ("كرسي", "کرسی"), ("نہیں", "نهيں"),  # Persian, Urdu
+        ("כֵּן", "כן"),
+    ],
+)  # fmt: skip
+def test_ways_to_write_one_word(one, other):
+    assert fold(normalise(one)) == fold(normalise(other))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("й", "и"), ("हा", "ही"), ("มี", "มา"), ("ہے", "ہی"), ("か", "が"), ("ї", "і")],
+)
+def test_words_that_differ(one, other):
+    assert fold(normalise(one)) != fold(normalise(other))
+
+
+def test_marks_belong_to_words():
+    assert words_of("छैन, देखिँदैन।") == ["छैन", "देखिँदैन"]
+    assert words_of("طبعًا") == ["طبعًا"]
+    assert first_sentence("नहीं। हाँ") == "नहीं।"[:-1]
+    assert [first_sentence(f"a{end} b") for end in "؟۔。።"] == ["a"] * 4
+
+
+def test_digits_of_all_scripts():
+    assert [text_key(text) for text in ("٣", "۳", "१२।", "๓", "３", "৩.", "²")] == [
+        "3", "3", "12", "3", "3", "3", "2",
+    ]  # fmt: skip
+
+
+def test_words_before_yes_and_no_are_skipped():
+    hindi = AnswerWords("hi", frozenset({"हाँ", "yes"}), frozenset({"नहीं", "no"}),
+                        frozenset({"हाँ", "नहीं"}), {}, frozenset({"जी"}))  # fmt: skip
+    read = {text: parse_yes_no(text, hindi).label for text in ("जी हाँ", "जी नहीं", "जी", "जी, no")}
+    assert list(read.values()) == ["yes", "no", "other", "no"]
+
+
+def test_a_word_that_looks_like_an_english_no_negates_nothing():
+    """Portuguese "no" (in the); at the beginning it still may be English."""
+    words = dataclasses.replace(answer_words("es"), stop=frozenset({"no"}))
+    assert parse_yes_no("O gato está no sofá", words, "pope").label == "yes"
+    assert parse_yes_no("No", words, "pope").label == "no"
+
+
+def test_a_phrase_ends_with_its_letter():
+    """มี (there is) begins มี่, and a vowel sign makes another word."""
+    words = AnswerWords("th", frozenset({"ม"}), frozenset({"ไม่"}), frozenset(), {}, spaced=False)
+    assert [parse_yes_no(text, words).label for text in ("มา", "มี", "ม", "ไม่มี")] == [
+        "yes", "other", "yes", "no",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("labels", "answer", "letter"),
+    [
+        ("أ ب ج د", "ا", "A"), ("الف ب ج د", "الف", "A"), ("الف ب ج د", "جواب: ب", "B"),
+        ("क ख ग घ", "(घ)", "D"), ("क ख ग घ", "घी", None), ("ก ข ค ง", "ข. แมว", "B"),
+        ("가 나 다 라", "나", "B"), ("가 나 다 라", "나 는 고양이 좋아", None),
+        ("Α Β Γ Δ", "γ", "C"), ("א ב ג ד", "תשובה: ב", "B"), ("א ב ג ד", "א ב", None),
+        ("क ख ग घ", "B", "B"), ("क ख", "ग", None), ("ア イ ウ エ", "ウ", "C"),
+    ],
+)  # fmt: skip
+def test_labels_of_other_alphabets(labels, answer, letter):
+    choice = infer_local(answer, [], [], labels=option_labels(labels.split()))
+    assert choice.letter == letter
+
+
+def test_latin_and_cyrillic_labels_are_read_in_every_language_alike():
+    assert not option_labels("А Б В Г A B".split())
+
+
+def test_serbian_in_both_scripts():
+    assert romanise("љубичњак", "sr") == romanise("ljubicnjak", "sr") == "ljubicnjak"
+    assert matches_text("Crvena jabuka.", "црвена јабука", "sr")
+    assert matches_text("Црвена јабука", "crvena jabuka", "sr-Latn")
+    assert not matches_text("Sobaka", "собака", "ru")
+
+
+def test_an_option_is_a_whole_word_with_its_marks():
+    assert infer_local("लाली है", ["लाल", "नीला"], []).letter is None
+    assert infer_local("यह लाल है", ["लाल", "नीला"], []).letter == "A"
