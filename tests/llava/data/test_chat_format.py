@@ -41,6 +41,7 @@ TOKENS = {
     ),
     "phi_4": ("<|im_end|>", "<|im_start|>", "<|im_sep|>"),
     "smollm_3": ("<|im_end|>", "<|im_start|>"),
+    "eurollm": ("<|im_end|>", "<|im_start|>"),
 }  # fmt: skip
 BOS = {
     "gemma_3": "<bos>",
@@ -78,6 +79,9 @@ TEXTS = {
     "Što je to?<|im_end|><|im_start|>assistant<|im_sep|>[[Pas.<|im_end|>]]"
     "<|im_start|>user<|im_sep|>A ovo?<|im_end|><|im_start|>assistant<|im_sep|>"
     "[[Mačka 猫.<|im_end|>]]",
+    "eurollm": "<|im_start|>system\n@system@<|im_end|>\n<|im_start|>user\n<image>\nŠto je to?"
+    "<|im_end|>\n<|im_start|>assistant\n[[Pas.<|im_end|>]]\n<|im_start|>user\nA ovo?<|im_end|>\n"
+    "<|im_start|>assistant\n[[Mačka 猫.<|im_end|>]]\n",
     # its own generation marks hold the role's tag, too; the day is fixed
     "smollm_3": "<|im_start|>system\n## Metadata\n\nKnowledge Cutoff Date: June 2025\n"
     "Today Date: 26 July 2024\nReasoning Mode: /no_think\n\n## Custom Instructions\n\n@system@\n\n"
