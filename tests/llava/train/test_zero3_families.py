@@ -10,7 +10,9 @@ pytest.importorskip("deepspeed")
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 
-@pytest.mark.parametrize("name", ["qwen3", "gemma2", "cohere", "granite", "mixtral"])
+@pytest.mark.parametrize(
+    "name", ["qwen3", "gemma2", "cohere", "granite", "mixtral", "qwen3_moe", "smollm3"]
+)
 def test_two_ranks_learn_what_one_process_learns(name, make_base, run_train, flags, tmp_path):
     """Tied heads, scaled and soft-capped logits, and experts in one tensor are gathered."""
     projector = tmp_path / "start.bin"
