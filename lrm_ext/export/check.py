@@ -24,8 +24,10 @@ ARCHITECTURES = (
     "LlavaNextForConditionalGeneration",
     "LlavaOnevisionForConditionalGeneration",
 )
-# with which vLLM was run
-VLLM_TOWERS = ("clip_vision_model",)
+# with which vLLM was run, see tools/check_vllm.py
+VLLM_TOWERS = ("clip_vision_model", "siglip_vision_model")
+TILES_ITEM = "vision_aspect_ratio"
+VLLM_TILES = "anyres_max_9"
 
 
 class Finding(NamedTuple):
@@ -53,12 +55,19 @@ def check_servers(findings: list[Finding]) -> list[Finding]:
     loads = "loads it, with AutoProcessor"
     if "Onevision" in found.get("architecture", ""):
         loads += " if torchvision is installed (for its part for videos)"
-    serves = "serves flat images (anyres was not tried)"
+    # it counts image tokens by this number of tiles, whatever config.json says
+    tiles = found.get(TILES_ITEM, VLLM_TILES)
+    other = f"loads it, but its answers are others: it takes {tiles} for {VLLM_TILES}"
+    is_same = tiles == VLLM_TILES
     if (tower := found.get("vision_config")) not in (None, *VLLM_TOWERS):
         gaps.append(f"a {tower} tower, with which it was not tried")
     return [
         Finding("transformers 5.23", not in_transformers, _cannot_load(in_transformers) or loads),
-        Finding("vLLM 0.32", not gaps, _cannot_load(gaps) or serves),
+        Finding(
+            "vLLM 0.32",
+            is_same and not gaps,
+            _cannot_load(gaps) or ("serves it" if is_same else other),
+        ),
         # its Llava class finds no CLIP model in SGLang's registry, whatever the folder holds
         Finding("SGLang 0.5.23", False, "does not start: its Llava class knows no CLIP tower"),
     ]
@@ -83,6 +92,8 @@ def check_folder(folder: Path) -> list[Finding]:
     for key in ("text_config", "vision_config"):
         kind = (config.get(key) or {}).get("model_type")
         findings.append(Finding(key, kind is not None, str(kind)))
+    if TILES_ITEM in config:
+        findings.append(Finding(TILES_ITEM, True, config[TILES_ITEM]))
     index = config.get("image_token_index", config.get("image_token_id"))
     known = tokens.get(DEFAULT_IMAGE_TOKEN)
     text = f"{index} in config.json, {known} in the tokenizer"

@@ -291,6 +291,13 @@ def test_the_check_says_which_servers_load_a_folder(checkpoint, tmp_path):
     export_hf(checkpoint("tiny-llava"), out, conv_mode="v1")
     loads = {server.item.split()[0]: server.ok for server in check_servers(check_folder(out))}
     assert loads == {"transformers": True, "vLLM": True, "SGLang": False}
+    config = json.loads((out / "config.json").read_text())
+    for tiles in (4, 9):  # vLLM's class counts with nine
+        config["vision_aspect_ratio"] = f"anyres_max_{tiles}"
+        (out / "config.json").write_text(json.dumps(config))
+        _, vllm, _ = check_servers(check_folder(out))
+        assert vllm.ok == (tiles == 9)
+        assert ("anyres_max_4 for anyres_max_9" in vllm.found) == (tiles == 4)
     weights = load_file(out / "model.safetensors")
     weights = {key.replace("vision_model.", ""): value for key, value in weights.items()}
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
