@@ -170,6 +170,8 @@ class LlavaMetaModel:
         tower.select_feature = model_args.mm_vision_select_feature
         tower.check_selection()
         tower.image_processor.num_image_tokens = tower.num_image_tokens
+        if hide:  # a module of that name, of a checkpoint, cannot become a list
+            self._modules.pop("vision_tower", None)
         self.vision_tower = [tower] if hide else tower
         return tower
 

@@ -417,6 +417,11 @@ def add_vision(
     # FSDP shards a tower that is trained; a frozen one is hidden from it
     hide = None if model_args.tunes_tower else training_args.fsdp
     model.get_model().initialize_vision_modules(model_args, fsdp=hide)
+    if training_args.fsdp:
+        # FSDP wraps the layers of these classes; of a hidden tower, or of the vision tower that a
+        # composite model has in transformers, there are none, and a name without layers is refused
+        present = {type(module).__name__ for module in model.modules()}
+        model._no_split_modules = present.intersection(model._no_split_modules)
     tower = model.get_vision_tower()
     if not any(hasattr(parameter, "ds_id") for parameter in tower.parameters()):
         dtype = training_args.compute_dtype

@@ -11,6 +11,8 @@ from llava.errors import ConfigError
 from llava.model.builder import load_pretrained_model
 from llava.model.families import model_type_of
 from llava.model.language_model.causal_lm import get_family
+from llava.train.arguments import parse_arguments
+from llava.train.build import add_vision, build_model
 from lrm_ext.plan.presets import load_shape
 
 SHORT = {"max_steps": 2, "save_steps": 50}
@@ -70,6 +72,20 @@ def test_experts_get_no_adapters_and_that_is_said(make_base, run_train, flags, t
     assert "(down_proj, gate_up_proj)" in said and "k_proj, o_proj, q_proj, v_proj" in said
     adapters = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert adapters and not any("experts" in name for name in adapters)
+
+
+def test_fsdp_wraps_layers_that_are_there(make_base, run_train, flags, tmp_path):
+    """Those of a checkpoint's tower were noted while it was read, and are hidden then."""
+    base = make_base("qwen3")
+    run_train(flags(model_name_or_path=base, **SHORT))
+    for start in (base, tmp_path / "out"):
+        model_args, data_args, training_args, _ = parse_arguments(
+            args=flags(model_name_or_path=start)
+        )
+        training_args.fsdp = "full_shard"
+        model = build_model(model_args, training_args)
+        add_vision(model, None, model_args, data_args, training_args)
+        assert set(model._no_split_modules) == {"Qwen3DecoderLayer"}
 
 
 def test_a_family_that_does_not_work_is_refused(make_base, run_train, flags):
