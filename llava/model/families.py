@@ -159,8 +159,8 @@ def text_part(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     except (StrictDataclassError, TypeError, ValueError, AttributeError, KeyError) as error:
         raise ConfigError(f"{where}: {config['model_type']} cannot be read: {error}") from error
     log.info("%s: of %s, the language model is taken", where, config["model_type"])
-    outside = {key: getattr(whole, key, None) for key in _OUTSIDE_TEXT}
-    outside = {key: value for key, value in outside.items() if value is not None}
+    # what the file says: the default of composite classes (tied) may not be that of the text part
+    outside = {key: config[key] for key in _OUTSIDE_TEXT if config.get(key) is not None}
     return {**whole.text_config.to_dict(), **outside}
 
 

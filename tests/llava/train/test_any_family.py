@@ -114,16 +114,23 @@ def make_composite(make_base, tmp_path):
         text = json.loads((base / "config.json").read_text())
         vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
                   "num_attention_heads": 2, "image_size": 28, "patch_size": 14}  # fmt: skip
+        base_model = AutoModelForCausalLM.from_pretrained(base)
+        is_tied = base_model.config.tie_word_embeddings
         config = AutoConfig.for_model(
-            kind, text_config=text, vision_config=vision, tie_word_embeddings=True
+            kind, text_config=text, vision_config=vision, tie_word_embeddings=is_tied
         )
         whole = AutoModelForImageTextToText.from_config(config)
-        inner = AutoModelForCausalLM.from_pretrained(base).base_model
-        whole.model.language_model.load_state_dict(inner.state_dict())
+        whole.model.language_model.load_state_dict(base_model.base_model.state_dict())
+        whole.lm_head.load_state_dict(base_model.lm_head.state_dict())
         whole.save_pretrained(folder)
+        # published files leave it to the text part
+        content = json.loads((folder / "config.json").read_text())
+        content.pop("tie_word_embeddings", None)
+        (folder / "config.json").write_text(json.dumps(content))
         if new_names:
             weights = {name: weight.clone() for name, weight in whole.state_dict().items()}
-            weights.pop("lm_head.weight")
+            if is_tied:
+                weights.pop("lm_head.weight")
             save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         for path in base.glob("*token*"):
             shutil.copy(path, folder)
