@@ -219,6 +219,13 @@ class TrainingArguments(transformers.TrainingArguments):
     lora_dropout: float = 0.05
     lora_weight_path: str = ""
     lora_bias: str = field(default="none", metadata={"help": "none, all or lora_only."})
+    lora_experts: bool = field(
+        default=False,
+        metadata={
+            "help": "Give adapters to experts that transformers keeps in one tensor, too; needs "
+            "--lora_dropout 0."
+        },
+    )
     mm_projector_lr: float | None = None
     mm_vision_tower_lr: float | None = field(
         default=None,
@@ -502,6 +509,11 @@ def _check_paths(
             ),
             "--tune_mm_mlp_adapter (or --mm_tunable_parts mm_mlp_adapter) and --lora_enable "
             "exclude each other": (tunes and training_args.lora_enable),
+            "--lora_experts needs --lora_enable True and --lora_dropout 0, because peft computes "
+            "no dropout for the experts' weights": (
+                training_args.lora_experts
+                and (not training_args.lora_enable or training_args.lora_dropout != 0)
+            ),
             "--tune_mm_mlp_adapter trains the projector: name a --vision_tower": (
                 tunes and model_args.vision_tower is None
             ),

@@ -463,10 +463,12 @@ def add_lora(model: Any, model_args: ModelArguments, training_args: TrainingArgu
     """Adds LoRA adapters, if `--lora_enable` is set.
 
     The linear layers of the language model get them, or of the parts that `--mm_tunable_parts`
-    names; of the tower those whose layers would be trained without LoRA.
+    names; of the tower those whose layers would be trained without LoRA. With `--lora_experts`, so
+    do weights that hold all experts of a layer.
 
     Raises:
-        ConfigError: peft refuses the settings, or the tower has fewer layers than are named.
+        ConfigError: peft refuses the settings, the tower has fewer layers than are named, or there
+            are no experts to adapt.
     """
     if not training_args.lora_enable:
         return model
@@ -481,6 +483,13 @@ def add_lora(model: Any, model_args: ModelArguments, training_args: TrainingArgu
     if TOWER_PART in named:
         patterns.append(_tower_targets(model, model_args.mm_vision_tower_last_layers))
     targets = "|".join(patterns)
+    experts = expert_names(model)
+    last_names = ", ".join(sorted({name.rpartition(".")[2] for name in experts}))
+    if training_args.lora_experts and not (experts and (LANGUAGE_PART in named or not named)):
+        raise ConfigError(
+            "--lora_experts True: this run adapts no language model with experts in one tensor "
+            f"(found: {last_names or 'none'}); leave the flag out"
+        )
     config = LoraConfig(
         r=training_args.lora_r,
         lora_alpha=training_args.lora_alpha,
@@ -488,12 +497,13 @@ def add_lora(model: Any, model_args: ModelArguments, training_args: TrainingArgu
         lora_dropout=training_args.lora_dropout,
         bias=training_args.lora_bias,
         task_type="CAUSAL_LM",
+        target_parameters=experts if training_args.lora_experts else None,
     )
-    if experts := expert_names(model):
+    if experts and not training_args.lora_experts:
         log.info(
             "LoRA: the experts (%s) are tensors of three dimensions, which get no adapters and "
-            "stay frozen; adapted are %s",
-            ", ".join(experts),
+            "stay frozen without --lora_experts True; adapted are %s",
+            last_names,
             ", ".join(find_all_linear_names(model)),
         )
     try:
@@ -503,10 +513,10 @@ def add_lora(model: Any, model_args: ModelArguments, training_args: TrainingArgu
 
 
 def expert_names(model: nn.Module) -> list[str]:
-    """Returns the last name parts of weights that hold all experts of a layer at once."""
+    """Returns the names of weights that hold all experts of a layer at once."""
     return sorted(
         {
-            name
+            f"{path}.{name}"
             for path, module in model.named_modules()
             if not isinstance(module, nn.Conv1d) and not any(p in path for p in MULTIMODAL_PARTS)
             for name, weight in module.named_parameters(recurse=False)

@@ -335,7 +335,7 @@ _RESULT_FLAGS = (
     "optim optim_args adam_beta1 adam_beta2 adam_epsilon max_grad_norm loss_normalization "
     "mm_tunable_parts mm_vision_tower_lr mm_vision_tower_last_layers "
     "tune_mm_mlp_adapter freeze_mm_mlp_adapter freeze_backbone lora_enable lora_r lora_alpha "
-    "lora_dropout lora_bias bits version mm_vision_select_layer mm_projector_type "
+    "lora_dropout lora_bias lora_experts bits version mm_vision_select_layer mm_projector_type "
     "image_aspect_ratio image_grid_pinpoints mm_patch_merge_type video_frames "
     "mm_spatial_pool_stride alignment_loss"
 ).split()

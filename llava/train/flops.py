@@ -10,6 +10,7 @@ Legend: T positions of a sample, S its supervised positions, P image features.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -89,6 +90,7 @@ class LanguageModelShape:
         num_visited: Those of them that a token visits; all, without experts.
         num_in_embeddings: Parameters of the embedding table and, unless tied, the output matrix.
         num_parameters: All parameters.
+        expert_sizes: Shape of each tensor that holds all experts of a layer.
     """
 
     vocab_size: int
@@ -105,6 +107,7 @@ class LanguageModelShape:
     num_visited: float
     num_in_embeddings: int
     num_parameters: int
+    expert_sizes: tuple[tuple[int, int, int], ...] = ()
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str) -> LanguageModelShape:
@@ -120,9 +123,16 @@ class LanguageModelShape:
         """Parameters of norms and biases, and all others outside matrices and embeddings."""
         return self.num_parameters - self.num_in_matrices - self.num_in_embeddings
 
-    def num_in_adapters(self, rank: int) -> int:
-        """Parameters of LoRA adapters on every linear layer of the blocks."""
-        return rank * sum(rows + columns for rows, columns in self.linear_sizes)
+    def num_in_adapters(self, rank: int, experts: bool = False) -> int:
+        """Parameters of LoRA adapters on every linear layer of the blocks, and on all experts."""
+        sizes = self.expert_sizes if experts else ()
+        in_experts = sum(number * (rows + columns) for number, rows, columns in sizes)
+        return rank * (in_experts + sum(rows + columns for rows, columns in self.linear_sizes))
+
+    @property
+    def num_in_experts(self) -> int:
+        """Parameters of the tensors that hold all experts of a layer."""
+        return sum(math.prod(size) for size in self.expert_sizes)
 
     def forward_flops(self, num_positions: float, num_logits: float) -> tuple[float, float]:
         """Counts the operations of a forward pass over one sample.
@@ -156,7 +166,8 @@ def _count(content: str, where: str) -> LanguageModelShape:
     parameters = {name: p for name, p in model.named_parameters() if id(p) not in tables}
     linears = {f"{name}.weight" for name in linear_layers(model)}
     # the weights of all experts are one tensor
-    experts = sum(p.numel() for p in parameters.values() if p.ndim == 3)
+    expert_sizes = tuple(tuple(p.shape) for p in parameters.values() if p.ndim == 3)
+    experts = sum(map(math.prod, expert_sizes))
     linear_sizes = tuple(tuple(p.shape[::-1]) for name, p in parameters.items() if name in linears)
     matrices = experts + sum(rows * columns for rows, columns in linear_sizes)
     visited = _first(config, _EXPERTS_A_TOKEN, 1) / _first(config, _EXPERTS, 1) if experts else 1.0
@@ -182,6 +193,7 @@ def _count(content: str, where: str) -> LanguageModelShape:
         num_visited=matrices - experts + experts * visited,
         num_in_embeddings=sum(tables.values()),
         num_parameters=sum(p.numel() for p in parameters.values()) + sum(tables.values()),
+        expert_sizes=expert_sizes,
     )
 
 

@@ -54,6 +54,7 @@ class StageSettings:
         half: Whether computation uses 16 bits.
         checkpointing: Whether activations are recomputed in the backward pass.
         lora_rank: Rank of the adapters.
+        lora_experts: Whether experts get adapters, too.
         bits: Bits of frozen weights: 16, 8 or 4.
         caches_features: Whether the tower's outputs are read from a cache.
         selects_logits: Whether the loss computes logits of supervised positions only, in chunks.
@@ -70,6 +71,7 @@ class StageSettings:
     half: bool = True
     checkpointing: bool = False
     lora_rank: int = 0
+    lora_experts: bool = False
     bits: int = 16
     caches_features: bool = False
     selects_logits: bool = True
@@ -195,7 +197,7 @@ def num_trained(shape: ModelShape, settings: StageSettings) -> int:
     """Returns the number of parameters that a stage trains."""
     language_model = {
         PROJECTOR: 0,
-        ADAPTERS: shape.language_model.num_in_adapters(settings.lora_rank),
+        ADAPTERS: shape.language_model.num_in_adapters(settings.lora_rank, settings.lora_experts),
         ALL: shape.language_model.num_parameters,
     }[settings.trained]
     tower = 0 if shape.tower is None else shape.tower.num_tuned(settings.tower_tuning)
@@ -313,7 +315,10 @@ def _activations(
     last_norm = model.hidden_size * (4 + r + settings.compute_bytes)
     kept = r * model.hidden_size if settings.checkpointing else layer
     block = tokens * layer if settings.checkpointing else 0.0
-    return tokens * (kept * model.num_layers + last_norm), block
+    # the adapted experts of a layer are computed as weights, which have gradients
+    experts = settings.lora_experts * model.num_in_experts * settings.compute_bytes
+    of_layer, saved = experts / max(model.num_layers, 1), 0 if settings.checkpointing else experts
+    return tokens * (kept * model.num_layers + last_norm) + saved, block + 2 * of_layer
 
 
 def _layer_bytes(model: LanguageModelShape, settings: StageSettings) -> float:

@@ -274,6 +274,7 @@ def settings_of(flags: Mapping[str, str], num_gpus: int) -> StageSettings:
         checkpointing=switch(flags, "gradient_checkpointing")
         or switch(flags, "activation_checkpointing"),
         lora_rank=rank if trained == ADAPTERS else 0,
+        lora_experts=trained == ADAPTERS and switch(flags, "lora_experts"),
         bits=int(flags.get("bits", 16)),
         caches_features=caches and tower_tuning is None,
         tower_tuning=tower_tuning,

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from llava.errors import ConfigError
 from llava.model.builder import load_pretrained_model
@@ -69,9 +70,50 @@ def test_experts_get_no_adapters_and_that_is_said(make_base, run_train, flags, t
     with caplog.at_level("INFO", logger="llava"):
         run_train(flags(model_name_or_path=base, **SHORT, lora_enable=True, lora_r=4))
     (said,) = (r.getMessage() for r in caplog.records if r.getMessage().startswith("LoRA:"))
-    assert "(down_proj, gate_up_proj)" in said and "k_proj, o_proj, q_proj, v_proj" in said
+    assert (
+        "(down_proj, gate_up_proj)" in said
+        and "--lora_experts" in said
+        and "k_proj, o_proj, q_proj, v_proj" in said
+    )
     adapters = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert adapters and not any("experts" in name for name in adapters)
+
+
+ON_EXPERTS = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8, "lora_experts": True,
+              "lora_dropout": 0}  # fmt: skip
+
+
+def test_adapters_on_experts(make_base, run_train, flags, tmp_path):
+    base = make_base("qwen3_moe")
+    run_train(flags(model_name_or_path=base, **SHORT, **ON_EXPERTS, gradient_checkpointing=True))
+    adapters = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    counted = load_shape(str(base), None).language_model.num_in_adapters(4, experts=True)
+    assert sum(weight.numel() for weight in adapters.values()) == counted
+    model, _ = answers(tmp_path / "out", base)
+    start = AutoModelForCausalLM.from_pretrained(base).state_dict()
+    for name, inner in (("gate_up_proj", ".base_layer"), ("down_proj", "")):
+        path = "model.layers.0.mlp.experts"
+        a, b = (
+            adapters[f"base_model.model.{path}{inner}.lora_{each}.weight"] for each in ("A", "B")
+        )
+        merged, before = model.state_dict()[f"{path}.{name}"], start[f"{path}.{name}"]
+        assert b.any()
+        for expert in range(num := len(merged)):
+            delta = 2 * b[:, expert::num] @ a[4 * expert : 4 * expert + 4]
+            torch.testing.assert_close(merged[expert] - before[expert], delta, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("qwen3_moe", {"lora_dropout": 0.1}, "--lora_dropout 0"),
+        ("qwen3_moe", {"lora_enable": False}, "--lora_enable True"),
+        ("qwen3", {}, r"no language model with experts in one tensor \(found: none\)"),
+    ],
+)
+def test_adapters_on_experts_that_are_refused(name, changes, message, make_base, run_train, flags):
+    with pytest.raises(ConfigError, match=message):
+        run_train(flags(model_name_or_path=make_base(name), **{**ON_EXPERTS, **changes}))
 
 
 def test_fsdp_wraps_layers_that_are_there(make_base, run_train, flags, tmp_path):
@@ -108,7 +150,7 @@ def make_composite(make_base, tmp_path):
     """
 
     def make(kind, family, new_names):
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+        from transformers import AutoConfig, AutoModelForImageTextToText
 
         base, folder = make_base(family), tmp_path / "composite"
         text = json.loads((base / "config.json").read_text())

@@ -242,6 +242,16 @@ def test_lora(mode, one_process, two_ranks, mixed_data, tiny_data, tiny_llm):
     assert again == pytest.approx(losses(two)[SAVED_STEP], abs=1e-4)
 
 
+def test_lora_on_experts_under_zero3(make_base, two_ranks, mixed_data, tiny_data):
+    """What is merged from a checkpoint has the loss of the run's next step."""
+    base = make_base("qwen3_moe")
+    stage = {**LORA, "lora_experts": True, "max_steps": 4, "save_steps": 2}
+    two = two_ranks("zero3", model_name_or_path=base, **stage)
+    assert any("experts" in name for name in load_file(two / "adapter_model.safetensors"))
+    again = loss_after(two / "checkpoint-2", 2, mixed_data, tiny_data / "images", base)
+    assert again == pytest.approx(losses(two)[2], abs=1e-4)
+
+
 @pytest.mark.parametrize("mode", ["ddp", "zero2", "zero3", "fsdp2"])
 def test_a_trained_tower(mode, one_process, two_ranks, tiny_data):
     one = one_process(**TOWER)

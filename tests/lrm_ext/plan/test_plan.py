@@ -1,6 +1,7 @@
 """Plans: against parameters that transformers counts, and against published runs."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -316,6 +317,25 @@ def test_adapters_of_the_tower():
     settings = StageSettings(ADAPTERS, 4, lora_rank=8, tower_tuning=TowerTuning(None, 8))
     adapters = shape.language_model.num_in_adapters(8) + tower.num_tuned(TowerTuning(None, 8))
     assert num_trained(shape, settings) == adapters + shape.num_in_projector
+
+
+def test_adapters_of_experts_are_counted():
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+             "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}  # fmt: skip
+    model = LanguageModelShape.from_config({"model_type": "qwen3_moe", **sizes}, "a test")
+    shape = replace(MPT_7B, language_model=model)
+    flags = {"lora_enable": "True", "lora_r": "8", "gradient_checkpointing": "True"}
+    without, adapted = (settings_of({**flags, "lora_experts": on}, 1) for on in ("False", "True"))
+    # rank x experts x (inputs + outputs) of the two tensors of a layer
+    added = num_trained(shape, adapted) - num_trained(shape, without)
+    assert added == 2 * 8 * 4 * ((32 + 2 * 16) + (16 + 32))
+    more = (
+        estimate_memory(shape, adapted, 90, 30).total
+        - estimate_memory(shape, without, 90, 30).total
+    )
+    # float32 adapters, gradients and two states; weights of a layer's experts and their gradients
+    assert more == pytest.approx(added * 16 + 2 * 4 * 3 * 32 * 16 * without.compute_bytes)
 
 
 def test_a_cache_of_features_is_not_planned_for_a_trained_tower():
