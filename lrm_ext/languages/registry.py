@@ -108,6 +108,18 @@ class Review(_ReadOnly, frozen=True):
     on: date
 
 
+class ReadingQuestions(_ReadOnly, frozen=True):
+    """Questions about text that an image shows.
+
+    Attributes:
+        what: Asks what is written in the image.
+        is_written: Asks whether `{text}` is written in it.
+    """
+
+    what: str
+    is_written: str
+
+
 class Language(_ReadOnly, frozen=True, kw_only=True, rename=_KEYS):
     """A language.
 
@@ -142,6 +154,7 @@ class Language(_ReadOnly, frozen=True, kw_only=True, rename=_KEYS):
         local: Word lists for reading answers.
         numbers: Words for numbers, by number in digits: separated by spaces, with `*` where other
             letters may follow; empty if unknown.
+        reading: Questions about text in images; None if the file has none.
         engine_codes: Code of the language in translation engines whose own table lacks it or has
             another; see `lrm_ext.translate.engines.base.find_code`.
         ui: Texts of the demo page by name; missing ones stay English.
@@ -176,6 +189,7 @@ class Language(_ReadOnly, frozen=True, kw_only=True, rename=_KEYS):
     system: str
     local: LocalWords
     numbers: Mapping[str, str] = {}
+    reading: ReadingQuestions | None = None
     engine_codes: Mapping[str, str] = {}
     ui: Mapping[str, str] = {}
     quality: Mapping[str, Any] = {}
@@ -244,6 +258,11 @@ def load_language(path: Path) -> Language:
         )
     _check_polarity(language.local, path)
     _check_numbers(language.numbers, path)
+    if language.reading and "{text}" not in language.reading.is_written:
+        raise ConfigError(
+            f"{path}: reading.is_written is {language.reading.is_written!r}, expected a question "
+            "with {text} in it."
+        )
     return language
 
 

@@ -129,6 +129,7 @@ def test_is_read_only() -> None:
         ('yes = "Ano"', 'yes = ""', r"answers\.yes is empty"),
         ('yes = "Ano"', 'yes = "Ano "', r"answers\.yes .*white space"),
         ('code = "sk"', 'code = "cs"', "expected the file's name"),
+        ("„{text}“", "„{word}“", r"reading\.is_written is 'Je na.*\{text\}"),
         ("[answers]", "[answers", "cannot be read as TOML"),
     ],
 )
