@@ -111,21 +111,17 @@ def unpack(
     digest = inputs_digest(limit)
     root.parent.mkdir(parents=True, exist_ok=True)
     with lock_of(root):
-        is_complete = not force and _read(root / COMPLETE_FILE) == digest
-        scenes = load_scenes(limit)
-        if not is_complete:
-            _prepare(root, digest, keep=not force)
+        if force or not is_finished(root, digest):
+            scenes = load_scenes(limit)
+            prepare_folder(root, digest, keep=not force)
             _write_images(root, scenes)
             _write_corpora(root, root, scenes, LANGUAGES)
-            _write(root / COMPLETE_FILE, digest)
-            (root / _PROGRESS_FILE).unlink()
+            finish_folder(root, digest)
         folder = corpus_folder(chosen, root)
-        if folder == root:
-            return root
         digest = inputs_digest(limit, chosen)
-        if _read(folder / COMPLETE_FILE) != digest:
+        if folder != root and not is_finished(folder, digest):
             (folder / COMPLETE_FILE).unlink(missing_ok=True)
-            _write_corpora(root, folder, scenes, chosen)
+            _write_corpora(root, folder, load_scenes(limit), chosen)
             _write(folder / COMPLETE_FILE, digest)
     return folder
 
@@ -165,17 +161,38 @@ def inputs_digest(limit: int | None = None, languages: Sequence[str] = LANGUAGES
     return digest.hexdigest()
 
 
-def _prepare(root: Path, digest: str, keep: bool) -> None:
-    """Empties `root`, but keeps the images of an interrupted run with the same inputs."""
+def is_finished(root: Path, digest: str) -> bool:
+    """Tells whether `root` was made from inputs with this hash, and finished."""
+    return _read(root / COMPLETE_FILE) == digest
+
+
+def prepare_folder(root: Path, digest: str, keep: bool, replace: bool = True) -> None:
+    """Empties a folder to make, but keeps what an interrupted run with the same inputs has made.
+
+    Args:
+        root: The folder.
+        digest: Hash of the inputs.
+        keep: Go on with an interrupted run.
+        replace: Remove what was made from other inputs.
+
+    Raises:
+        DataError: `root` holds something else.
+    """
     started = _read(root / _PROGRESS_FILE)
     if keep and started == digest:
         log.info("resuming %s", root)
         return
     if root.exists():
-        if any(root.iterdir()) and started is None and not (root / COMPLETE_FILE).is_file():
+        is_ours = started is not None or (root / COMPLETE_FILE).is_file()
+        if any(root.iterdir()) and not is_ours:
             raise DataError(
                 f"{root} holds something that is not an unpacked corpus; move it away or name "
                 "another folder."
+            )
+        if is_ours and not replace:
+            raise DataError(
+                f"{root} was made from other sentences, fonts or options; name another folder, or "
+                "replace it with --overwrite"
             )
         # first, so that a run killed here does not leave a folder that looks complete
         _write(root / _PROGRESS_FILE, "removing")
@@ -184,6 +201,12 @@ def _prepare(root: Path, digest: str, keep: bool) -> None:
             if path.is_dir():
                 shutil.rmtree(path)
     _write(root / _PROGRESS_FILE, digest)
+
+
+def finish_folder(root: Path, digest: str) -> None:
+    """Marks a folder as complete."""
+    _write(root / COMPLETE_FILE, digest)
+    (root / _PROGRESS_FILE).unlink()
 
 
 def _write_images(root: Path, scenes: Sequence[Scene]) -> None:
