@@ -78,3 +78,19 @@ def llama_tokenizer():
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the client of chat services wait a hundredth of a second before it tries again."""
     monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.01)
+
+
+@pytest.fixture
+def matplotlibs_fonts(monkeypatch):
+    """Fonts are matplotlib's and those of named folders, whatever else this machine has."""
+    from matplotlib import font_manager
+
+    from lrm_ext.languages.fonts import installed_fonts
+
+    find = font_manager.findSystemFonts
+    monkeypatch.setattr(
+        font_manager, "findSystemFonts", lambda paths=None: find(paths) if paths else []
+    )
+    installed_fonts.cache_clear()
+    yield
+    installed_fonts.cache_clear()
