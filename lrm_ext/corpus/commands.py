@@ -103,6 +103,55 @@ def import_(
         _print_rules(result, rules or RULES_FILE, console)
 
 
+@corpus_app.command("text-images")
+def text_images(
+    lang: list[str] = typer.Option(..., help="Languages, as in hr,ru,hi."),
+    out: Path = typer.Option(Path("text-images"), help="Folder to write."),
+    rows: int = typer.Option(10_000, min=2, help="Rows of the corpus, of all languages together."),
+    from_: Path = typer.Option(
+        None,
+        "--from",
+        help="Sentences, one a line: a file in one language, or with LANG<TAB>TEXT in each line, "
+        "or a folder with <lang>.txt; by default the project's own.",
+    ),
+    fonts: list[Path] = typer.Option([], help="Folder with more fonts than are installed."),
+    seed: int = typer.Option(0, help="Seed of all choices."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace what is at --out."),
+) -> None:
+    """Make images of sentences, with questions about what is written in them.
+
+    Writes a corpus, --out/train, and a benchmark of other sentences in other fonts, --out/reading.
+    The same command goes on where a run that was stopped ended.
+    """
+    from lrm_ext.corpus.text_images import make_text_images
+
+    plans = make_text_images(
+        out, split_names(lang), rows, source=from_, folders=fonts, seed=seed, overwrite=overwrite
+    )
+    console = _console()
+    reasons = sorted({reason for plan in plans for reason in plan.left_out})
+    _print_table(
+        console,
+        ("language", "train", "test", *reasons, "fonts: train", "test", "differ in"),
+        [
+            (
+                plan.language.code,
+                *(len(plan.sentences[split]) for split in ("train", "test")),
+                *(plan.left_out[reason] for reason in reasons),
+                *(len(plan.fonts[split]) for split in ("train", "test")),
+                plan.fonts_apart,
+            )
+            for plan in plans
+        ],
+    )
+    notes = [f"{plan.language.code}: {plan.remark}" for plan in plans if plan.remark]
+    if asked := [plan.language.code for plan in plans if not plan.language.reading]:
+        notes.append(f"asked in English, for want of a table [reading]: {', '.join(asked)}")
+    notes.append(f"corpus: {out / 'train'} ({rows:,} rows; licences of its fonts: FONTS.md)")
+    notes.append(f"mixture: {out / 'mixture.toml'}\nbenchmark: {out / 'reading'}")
+    console.print("\n".join(notes), markup=False)
+
+
 @corpus_app.command("export")
 def export(
     corpus: Path = typer.Argument(..., help="Folder of the corpus."),
