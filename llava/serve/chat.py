@@ -15,6 +15,7 @@ import contextlib
 import datetime
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import tempfile
@@ -286,6 +287,7 @@ class ChatState:
 
     Attributes:
         conversation: Template and messages.
+        model: The model whose template it is; "" before the first answer.
         stop: Set to end the running answer.
         busy: Whether an answer is running.
         abandoned: Whether the user has started anew; a running answer is then no longer shown.
@@ -296,6 +298,7 @@ class ChatState:
     conversation: Conversation = field(
         default_factory=lambda: conversation_lib.default_conversation.copy()
     )
+    model: str = ""
     stop: threading.Event = field(default_factory=threading.Event)
     busy: bool = False
     abandoned: bool = False
@@ -312,6 +315,13 @@ class ChatState:
         """Adds a question and an empty answer."""
         for role, content in zip(self.conversation.roles, (question, None), strict=True):
             self.conversation.append_message(role, content)
+
+    def use_template(self, template: Conversation, model: str) -> None:
+        """Puts the turns so far into the template of a model."""
+        turns = self.conversation.messages[self.conversation.offset :]
+        for role, (_, content) in zip(itertools.cycle(template.roles), turns, strict=False):
+            template.append_message(role, content)
+        self.conversation, self.model = template, model
 
     def messages(self) -> list[dict[str, Any]]:
         """Returns the conversation in the format of Gradio's chat panel, with thumbnails."""
@@ -525,10 +535,9 @@ def _answer(
     if not address:
         key = "error_no_worker" if model else "error_no_model"
         raise answer_error(settings, NO_WORKER, settings.say(key, model=repr(model)))
-    if state.last_number == 1:  # the first turn decides the template
-        question = state.conversation.messages[-2][1]
-        state.conversation = template_of_worker(address, model)
-        state.open_turn(question)
+    # at the first turn, and when the user has chosen another model
+    if state.last_number == 1 or state.model != model:
+        state.use_template(template_of_worker(address, model), model)
     conversation = state.conversation
     prompt = conversation.get_prompt()
     body = {

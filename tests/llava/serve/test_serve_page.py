@@ -7,6 +7,7 @@ import pytest
 import requests
 from PIL import Image
 
+from llava.chat_format import ChatFormat
 from llava.conversation import conversation_to_dict, get_conversation
 from llava.serve import chat, gradio_web_server
 from llava.serve.chat import ENGLISH_TEXT, ChatState, PageSettings, PageText, PromptControl
@@ -98,6 +99,36 @@ def test_the_checkpoints_own_template_is_used(serve_model):
     updates = answer(settings, send(settings, "Je li?"))
     assert engine.model.calls[0]["prompt"].startswith("Odgovaraj na hrvatskom.###")
     assert updates[-1][0].conversation.messages[-1][1] == "Da."
+
+
+def test_another_model_goes_on_in_its_own_chat_format(
+    make_engine, start_controller, start_worker, wait_for, tmp_path, picture
+):
+    source = MODELS.with_name("chat_templates") / "gemma_3.jinja"
+    chat_format = ChatFormat(source.read_text(encoding="utf-8")).to_dict()
+    stored = conversation_to_dict(get_conversation("chatml_direct"), "auto")
+    stored |= {"system": "Kratko.", "version": "chat_template", "chat_template": chat_format}
+    dispatch, address = start_controller()
+    first = make_engine("Da.", name="llava-v1-stub")
+    second = make_engine("Pas.", name="auto", conversation=stored)
+    for engine in (first, second):
+        start_worker(engine, address)
+    wait_for(lambda: len(dispatch.list_models()) == 2)
+    settings = PageSettings(address, log_dir=tmp_path)
+    state = answer(settings, send(settings, "Je li?", picture))[-1][0]
+    updates = answer(settings, send(settings, "A što?", state=state), "auto")
+    state = updates[-1][0]
+    assert updates[-1][1][-1]["content"] == "Pas."
+    user, model = "<start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n"
+    # the picture is not text
+    assert second.model.calls[0]["prompt"] == (
+        f"{user}Kratko.\n\n\nJe li?{model}Da.<end_of_turn>\n{user}A što?{model}"
+    )
+    assert second.model.calls[0]["images"].shape[0] == 1
+    answer(settings, send(settings, "I?", state=state), "auto")
+    assert second.model.calls[1]["prompt"].endswith(
+        f"{user}A što?{model}Pas.<end_of_turn>\n{user}I?{model}"
+    )
 
 
 def test_stop_keeps_what_has_come(serve_model, wait_for):
