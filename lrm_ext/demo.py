@@ -38,7 +38,13 @@ from llava.serve import protocol
 from llava.serve.check import check_model_path, check_port_is_free, find_problems
 from llava.serve.protocol import OK, READ_TIMEOUT_S
 from lrm_ext.instructions.registry import get_instruction, insert_instruction
-from lrm_ext.languages.registry import ENGLISH, answer_request, get_language, list_languages
+from lrm_ext.languages.registry import (
+    ENGLISH,
+    answer_request,
+    get_language,
+    list_languages,
+    text_direction,
+)
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -112,7 +118,12 @@ def page_languages() -> Mapping[str, PageText]:
 
     english = texts(ENGLISH)
     return {
-        code: PageText(code, get_language(code).native_name, {**english, **texts(code)})
+        code: PageText(
+            code,
+            get_language(code).native_name,
+            {**english, **texts(code)},
+            text_direction(code),
+        )
         for code in list_languages()
     }
 
@@ -158,9 +169,10 @@ def show_reply(reply: str, text: PageText, question_lang: str, way: str, _: str)
         return reply
     cursor = _CURSOR if reply.endswith(_CURSOR) else ""
     answer = parsed.answer or f"*{text.say('empty_answer')}*"
+    # the two may run in other directions than the answer
     return (
-        f"<details><summary>{html.escape(text.say('translation'))}</summary>"
-        f"{html.escape(parsed.translation)}</details>\n\n{answer}{cursor}"
+        f'<details dir="{text.direction}"><summary>{html.escape(text.say("translation"))}</summary>'
+        f'<div dir="ltr">{html.escape(parsed.translation)}</div></details>\n\n{answer}{cursor}'
     )
 
 

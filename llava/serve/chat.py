@@ -89,11 +89,13 @@ class PageText:
         code: Language code, as browsers write it.
         name: Name of the language in that language.
         texts: Texts by name; missing ones are shown in English.
+        direction: Direction of the language, as HTML's `dir` names it.
     """
 
     code: str = ENGLISH
     name: str = "English"
     texts: Mapping[str, str] = field(default_factory=lambda: _ENGLISH_TEXTS)
+    direction: str = "ltr"
 
     def say(self, key: str, **values: object) -> str:
         """Returns a text with `values` filled in."""

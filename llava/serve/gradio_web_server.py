@@ -15,7 +15,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ from llava.serve.chat import (
 )
 from llava.serve.check import check_at_least, check_port_is_free
 from llava.serve.page_guard import PageGuard, preferred_language
-from llava.serve.web import ImageLimits
+from llava.serve.web import FORMATS, ImageLimits
 from llava.utils import build_logger
 
 __all__ = [
@@ -99,30 +99,33 @@ PRIMARY = gr.themes.Color(
     c900="#2b2c5e",
     c950="#24254f",
 )
-# Names Gradio's unnamed button around an image in the conversation after the image field.
-NAME_BUTTONS = """
-<script>
-new MutationObserver(() => {
-  const label = document.querySelector('#picture [data-testid="block-label"]');
-  const name = label ? label.innerText.trim() : "";
-  for (const frame of document.querySelectorAll("button:not([aria-label]) > .image-frame")) {
-    if (name) frame.parentElement.setAttribute("aria-label", name);
-  }
-}).observe(document, {childList: true, subtree: true});
-</script>
-"""
 READ_MODEL_FROM_URL = """
 () => new URLSearchParams(window.location.search).get("model") || ""
 """
 EXAMPLES_PER_PAGE = 4
+# Fonts of systems, because the page must not load anything from another server. A browser takes
+# each letter from the first that has it; those after the first two cover one script each.
+FONTS = [
+    *(
+        "system-ui",
+        "Noto Sans",
+        "Noto Sans Arabic",
+        "Geeza Pro",
+        "Noto Sans Hebrew",
+        "Arial Hebrew",
+    ),
+    *("Noto Sans Devanagari", "Nirmala UI", "Noto Sans Bengali", "Noto Sans Tamil"),
+    *("Noto Sans Telugu", "Noto Sans Sinhala", "Noto Sans Thai", "Leelawadee UI"),
+    *("Noto Sans Ethiopic", "Nyala", "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei"),
+    "sans-serif",
+]
 # The same in every language.
 WORKER_COMMAND = "`python -m llava.serve.model_worker --model-path ...`"
 Question = str | dict[str, str]
 
 VOTES = ("upvote", "downvote", "flag")
-# Screen readers pronounce a page by its language.
-SET_PAGE_LANGUAGE = "(code) => { document.documentElement.lang = code; return [code]; }"
 CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+ADJUST_FIELDS = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
 
 
 def find_examples(root: Path) -> list[tuple[str, Question]]:
@@ -150,6 +153,18 @@ def question_in(question: Question, text: PageText) -> str:
     if isinstance(question, str):
         return question
     return question.get(text.code) or text.say("example_question")
+
+
+def set_page_language(languages: Iterable[PageText]) -> str:
+    """Returns the script that tells the browser the language and the direction of the page.
+
+    Screen readers pronounce a page by its language; its layout follows its direction.
+    """
+    directions = {text.code: text.direction for text in languages}
+    return (
+        f"(code) => {{ document.documentElement.lang = code; "
+        f"document.documentElement.dir = {json.dumps(directions)}[code]; return [code]; }}"
+    )
 
 
 @dataclass
@@ -438,7 +453,7 @@ class Page:
             self.relabel,
             self.language,
             [*(made for made, _ in self._labels), *self._control],
-            js=SET_PAGE_LANGUAGE,
+            js=set_page_language(self.settings.languages.values()),
             show_progress="hidden",
         )
 
@@ -660,16 +675,15 @@ def build_demo(
 def launch_options(settings: PageSettings | None = None) -> dict[str, Any]:
     """Returns the arguments of `Blocks.launch` for this page: style and limits."""
     settings = settings or PageSettings()
-    # System fonts, because the page must not load anything from another server.
     theme = gr.themes.Soft(
         primary_hue=PRIMARY,
-        font=["system-ui", "sans-serif"],
+        font=FONTS,
         font_mono=["ui-monospace", "monospace"],
     )
     return {
         "theme": theme,
         "css": CSS,
-        "head": NAME_BUTTONS,
+        "head": f"<script>({ADJUST_FIELDS})({json.dumps(list(FORMATS.values()))});</script>",
         "max_file_size": MAX_UPLOAD,
         "footer_links": [],
         "show_error": True,

@@ -397,6 +397,26 @@ def in_language_order(codes: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(codes, key=lambda code: (known.get(code, len(known)), code)))
 
 
+def text_direction(code: str) -> str:
+    """Returns the direction in which a language is written: `ltr` or `rtl`, as in HTML.
+
+    It is CLDR's, or for a language that CLDR does not know that of its script.
+
+    Raises:
+        ConfigError: The code is not well-formed.
+    """
+    from babel import Locale, UnknownLocaleError
+    from fontTools.unicodedata import script_horizontal_direction
+
+    tag = normalize_tag(code)
+    try:
+        found = Locale.parse(tag.partition("-x-")[0], sep="-").text_direction
+    except (UnknownLocaleError, ValueError):
+        script = get_language(code).script if code in list_languages() else known_names(tag).script
+        found = script_horizontal_direction(script or "Latn", "LTR").lower()
+    return "rtl" if found == "rtl" else "ltr"
+
+
 def language_name(code: str) -> str:
     """Returns the English name of a language; its code if it is unknown."""
     return get_language(code).name if code in list_languages() else code

@@ -29,11 +29,30 @@ FLAGS = [
     "--disable-sync",
 ]
 TIMEOUT_MS = 60_000
+LANGUAGES = Path(__file__).parent / "languages"  # one that is written from right to left
 PIVOT = "English: What color is the background?\nOdgovor: crvena"
+# the chat template of a tokenizer, as config.json has it
+CHAT_FORMAT = {
+    "system": "Odgovaraj na hrvatskom.",
+    "roles": ["user", "assistant"],
+    "sep_style": "MPT",
+    "sep": "<|im_end|>",
+    "sep2": None,
+    "version": "chat_template",
+    "chat_template": {
+        "source": (
+            Path(__file__).parents[1] / "golden" / "llava" / "chat_templates" / "qwen_3.jinja"
+        ).read_text(encoding="utf-8"),
+        "special_tokens": {},
+        "bos": "",
+    },
+}
 # Name of each model, what it says, and how long it takes for each byte.
 MODELS = {
     "stub-a": {"answer": "Crvena.", "delay_s": 0.05},
+    "stub-chat": {"answer": "Kvadrat.<|im_end|>\n", "conversation": CHAT_FORMAT},
     "stub-b": {"answer": "Plava.", "delay_s": 0.05},
+    "stub-hebrew": {"answer": "הכלב (dog) רץ.\n\nIt runs.\n\n- אדום\n- blue sky"},
     "stub-broken": {"answer": "ab", "error": RuntimeError("burns")},
     "stub-pivot": {"answer": PIVOT},
     "stub-slow": {"answer": "riba " * 100, "delay_s": 0.1},
@@ -79,8 +98,13 @@ def page_address(browser, log_dir):
     from llava.serve.model_worker import ModelWorker
     from llava.serve.model_worker import create_app as create_worker_app
     from lrm_ext.demo import answer_language_control, page_languages
+    from lrm_ext.languages.registry import FOLDER_VARIABLE, reload_languages
 
     with contextlib.ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        stack.callback(reload_languages)
+        patch.setenv(FOLDER_VARIABLE, str(LANGUAGES))
+        reload_languages()
         known = Controller("shortest_queue")
         controller = stack.enter_context(stubs.running(create_app(known), stubs.free_port()))
         for name, options in MODELS.items():
@@ -117,7 +141,9 @@ def page_address(browser, log_dir):
         )
         demo = gradio_web_server.build_demo(False, settings=settings, title="LRM-LLaVA")
         _, url, _ = demo.queue(api_open=False).launch(
-            server_name="127.0.0.1", prevent_thread_lock=True, **gradio_web_server.launch_options()
+            server_name="127.0.0.1",
+            prevent_thread_lock=True,
+            **gradio_web_server.launch_options(settings),
         )
         stack.callback(demo.close, verbose=False)
         yield url
@@ -128,7 +154,7 @@ def visit(browser, page_address):
     """Open the page as a browser of some language, size and colour scheme does."""
     contexts = []
 
-    def open_page(locale="hr", model="stub-a", size=(1280, 900), scheme="light"):
+    def open_page(locale="hr", model="stub-a", size=(1280, 900), scheme="light", lang=None):
         context = browser.new_context(
             locale=locale,
             viewport={"width": size[0], "height": size[1]},
@@ -142,7 +168,8 @@ def visit(browser, page_address):
         tab.goto(f"{page_address}?model={model}")
         tab.wait_for_selector("#send")
         tab.wait_for_function(
-            "lang => document.documentElement.lang === lang", arg=locale.split("-")[0]
+            "lang => document.documentElement.lang === lang",
+            arg=lang or locale.split("-")[0],
         )
         return tab
 

@@ -7,6 +7,7 @@ from importlib import resources
 from urllib.parse import urlsplit
 
 import pytest
+from PIL import Image
 
 pytestmark = pytest.mark.browser
 
@@ -49,6 +50,24 @@ def wait_for_names(tab, names):
 
 def button(tab, name):
     return tab.get_by_role("button", name=name, exact=True)
+
+
+def serious_barriers(tab):
+    """What axe-core calls serious or critical, by rule."""
+    pytest.importorskip("axe_core_python", reason='no axe-core: pip install -e ".[browser]"')
+    # a colour that is still changing has no contrast of its own
+    tab.add_style_tag(content="* { transition: none !important; animation: none !important; }")
+    tab.wait_for_selector("#stop[disabled]")
+    axe = resources.files("axe_core_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+    tab.evaluate(axe)
+    violations = tab.evaluate("axe.run(document)")["violations"]
+    return {
+        violation["id"]: [
+            (node["html"][:200], node["failureSummary"]) for node in violation["nodes"]
+        ]
+        for violation in violations
+        if violation["impact"] in {"serious", "critical"}
+    }
 
 
 def test_a_croatian_asks_about_a_picture(visit, red_picture, log_dir):
@@ -138,6 +157,29 @@ def test_two_models_side_by_side(visit, red_picture):
     tab.get_by_label("Zwei Modelle vergleichen").uncheck()
     tab.wait_for_selector("#second-chatbot", state="hidden")
     wait_for_names(tab, ["Gespräch"])
+
+
+def test_a_model_with_its_own_chat_format(visit, red_picture):
+    tab = visit()
+    ask(tab, picture=red_picture)
+    wait_for_answer(tab)
+    assert last_answer(tab) == "Crvena."
+    choose(tab, "#model", "stub-chat")
+    ask(tab, "A oblik?")
+    tab.wait_for_function("document.querySelectorAll('#chatbot [data-testid=bot]').length === 2")
+    wait_for_answer(tab)
+    assert last_answer(tab) == "Kvadrat."
+
+
+def test_only_images_that_the_page_takes_are_offered(visit, tmp_path):
+    tab = visit()
+    offered = tab.locator("#picture input[type=file]").first.get_attribute("accept")
+    assert offered == "image/png,image/jpeg,image/webp,image/gif"
+    other = tmp_path / "other.bmp"
+    Image.new("RGB", (30, 20)).save(other)
+    tab.set_input_files("#picture input[type=file]", other)
+    tab.get_by_text("Ova se slika ne može upotrijebiti.").wait_for()
+    assert tab.locator("#picture img").count() == 0
 
 
 def test_the_pivots_translation_is_folded(visit):
@@ -277,7 +319,6 @@ def test_nothing_is_asked_of_another_server(visit, red_picture):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [(1280, 900), PHONE])
 def test_no_serious_barrier(visit, red_picture, size, scheme):
-    pytest.importorskip("axe_core_python", reason='no axe-core: pip install -e ".[browser]"')
     tab = visit(size=size, scheme=scheme)
     assert tab.evaluate("document.documentElement.scrollWidth") <= size[0]
     ask(tab, picture=red_picture)
@@ -287,18 +328,92 @@ def test_no_serious_barrier(visit, red_picture, size, scheme):
     ask(tab, picture=red_picture)
     wait_for_answer(tab, "#second-upvote")
     wait_for_answer(tab)
-    # a colour that is still changing has no contrast of its own
-    tab.add_style_tag(content="* { transition: none !important; animation: none !important; }")
-    tab.wait_for_selector("#stop[disabled]")
-    axe = resources.files("axe_core_python").joinpath("axe.min.js").read_text(encoding="utf-8")
-    tab.evaluate(axe)
-    violations = tab.evaluate("axe.run(document)")["violations"]
-    serious = {
-        violation["id"]: [
-            (node["html"][:200], node["failureSummary"]) for node in violation["nodes"]
-        ]
-        for violation in violations
-        if violation["impact"] in {"serious", "critical"}
-    }
-    assert serious == {}
+    assert serious_barriers(tab) == {}
     assert tab.evaluate("document.documentElement.scrollWidth") <= size[0]
+
+
+RTL = "ar-EG"
+RTL_QUESTION = "هل في الصورة سرير (bed)؟"
+
+
+@pytest.mark.parametrize("size", [(1280, 900), PHONE])
+def test_rtl_the_page_is_mirrored(visit, red_picture, size, tmp_path):
+    tab = visit(RTL, size=size, lang=RTL)
+    tab.get_by_role("button", name="إرسال").wait_for()
+    assert tab.evaluate("document.documentElement.dir") == "rtl"
+    ask(tab, RTL_QUESTION, red_picture)
+    wait_for_answer(tab)
+    tab.click("#parameters button")
+    tab.wait_for_selector("#parameters input[type=range]")
+    tab.screenshot(path=tmp_path / "page.png", full_page=True)
+
+    def middle(selector):
+        box = tab.locator(selector).first.bounding_box()
+        return box["x"] + box["width"] / 2
+
+    page = size[0] / 2
+    assert middle("#chatbot label.float") > page
+    assert middle("#chatbot .message.user") < middle("#chatbot .message.bot")
+    assert middle("#way .icon-wrap") < middle("#way input")
+    if size != PHONE:
+        assert middle("#left") > page > middle("#right")
+        assert middle("#send") < middle("#question") < page
+        assert middle("#title h1") > page > middle("#page-language")
+    for field in ("#question textarea", "#model input", "#parameters input[type=range]"):
+        style = f"getComputedStyle(document.querySelector('{field}')).direction"
+        assert tab.evaluate(style) == "rtl", field
+    assert tab.locator("#chatbot .message-buttons button:visible").count() == 1  # copy
+    assert serious_barriers(tab) == {}
+    assert tab.evaluate("document.documentElement.scrollWidth") <= size[0]
+
+
+DIRECTIONS = """
+() => [...document.querySelectorAll("#chatbot [data-testid=user], #chatbot [data-testid=bot]")]
+  .filter(said => said.innerText.trim()).map(said => getComputedStyle(said).direction)
+"""
+
+
+@pytest.mark.parametrize(("locale", "page"), [(RTL, "rtl"), ("hr", "ltr")])
+def test_rtl_messages_run_in_their_own_direction(visit, locale, page):
+    tab = visit(locale, model="stub-hebrew", lang=locale)
+    assert tab.evaluate("document.documentElement.dir") == page
+    ask(tab, "What is it?")
+    wait_for_answer(tab)
+    assert tab.evaluate(DIRECTIONS) == ["ltr", "rtl"]
+    places = tab.evaluate(
+        """() => {
+          const starts = [...document.querySelectorAll("#chatbot [data-testid=bot] :is(p, li)")];
+          return starts.map(each => {
+            const range = document.createRange();
+            range.selectNodeContents(each);
+            const text = range.getBoundingClientRect(), box = each.getBoundingClientRect();
+            return text.left - box.left < box.right - text.right ? "left" : "right";
+          });
+        }"""
+    )
+    # a paragraph begins on its own side, a point of a list beside its mark
+    assert places == ["right", "left", "right", "right"]
+    tab.fill("#question textarea", RTL_QUESTION)
+    typed = "getComputedStyle(document.querySelector('#question textarea')).direction"
+    assert tab.evaluate(typed) == "rtl"
+
+
+def test_rtl_the_pivots_translation_keeps_its_direction(visit):
+    tab = visit(model="stub-pivot")
+    choose(tab, "#page-language", "العربية (مصر)")
+    tab.get_by_role("button", name="إرسال").wait_for()
+    assert tab.evaluate("document.documentElement.dir") == "rtl"
+    choose(tab, "#ask-in", "hrvatski")
+    choose(tab, "#way", "عبر الإنجليزية")
+    ask(tab)
+    wait_for_answer(tab)
+    tab.locator("#chatbot summary").click()
+    directions = """
+    () => ["summary", "details div"].map(
+      part => getComputedStyle(document.querySelector("#chatbot " + part)).direction)
+    """
+    assert tab.evaluate(directions) == ["rtl", "ltr"]
+    assert tab.evaluate(DIRECTIONS) == ["ltr", "ltr"]
+    choose(tab, "#page-language", "hrvatski")
+    button(tab, "Pošalji").wait_for()
+    assert tab.evaluate("document.documentElement.dir") == "ltr"
