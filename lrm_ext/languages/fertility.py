@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import ConfigError
-from llava.files import PLOT_ENDINGS, save_figure
+from llava.files import PLOT_ENDINGS
+from lrm_ext.languages.plot_fonts import save_plot
 from lrm_ext.languages.registry import get_language
 
 _EXPECTED = "expected a folder with a tokenizer, a tokenizer.json, or a SentencePiece model"
@@ -229,4 +230,4 @@ def plot_relative(
         columns = len(series) if sum(map(len, series)) < _LEGEND_CHARACTERS else 1
         figure.legend(title=noun, loc="outside lower center", ncols=columns)
     axes.set_title(title, loc="left")
-    save_figure(figure, out, dpi=120)
+    save_plot(figure, out, dpi=120)

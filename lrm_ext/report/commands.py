@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 import typer
 
 from llava.errors import ConfigError, split_names
-from llava.files import save_figure, write_atomically
+from llava.files import write_atomically
+from lrm_ext.languages.plot_fonts import save_plot
 from lrm_ext.languages.registry import canonical_codes
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def figure(
             settings, benchmark_dir, benchmarks=names, languages=langs, ids=split_names(ids),
             num=num, seed=seed, table=table,
         )  # fmt: skip
-        save_figure(qualitative.examples_figure(examples), out)
+        save_plot(qualitative.examples_figure(examples), out)
         page = out.with_suffix(".html")
         write_atomically(page, qualitative.examples_page(examples))
         typer.echo(f"Page: {page}")
@@ -155,7 +156,7 @@ def figure(
         if any(len(setting.runs) > 1 for setting in settings):
             raise ConfigError("figure 5 takes one file of features a label")
         labels = [setting.label.removesuffix(".npz") for setting in settings]
-        save_figure(modality_figure([s.runs[0] for s in settings], labels, seed), out)
+        save_plot(modality_figure([s.runs[0] for s in settings], labels, seed), out)
     else:
         _scores(number, settings, names, langs, style, out)
     typer.echo(f"Figure: {out}")
@@ -178,7 +179,7 @@ def _scores(
         there = ", ".join(one.name for one in scored)
         raise ConfigError(f"figure 6 is about one benchmark; choose with --benchmarks: {there}")
     made = languages_figure(scored, style) if number == 1 else ratio_figure(scored[0])
-    save_figure(made, out)
+    save_plot(made, out)
     for one in scored:
         for label, cells in one.cells.items():
             for lang, cell in cells.items():

@@ -15,12 +15,9 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from fontTools.ttLib import TTFont
-from matplotlib import font_manager
 from matplotlib.figure import Figure
 
 from llava.errors import ConfigError, DataError
@@ -39,6 +36,8 @@ from lrm_ext.evaluate.results import (
     predictions_dir,
 )
 from lrm_ext.languages import in_language_order, language_name
+from lrm_ext.languages.plot_fonts import is_shaped, plot_families
+from lrm_ext.languages.registry import text_direction
 from lrm_ext.mixture.order import Permutation
 from lrm_ext.report.render import data_url, printable, render
 from lrm_ext.report.settings import Setting
@@ -46,14 +45,7 @@ from lrm_ext.report.settings import Setting
 log = logging.getLogger(__name__)
 
 NO_ENGLISH: Final = "no translation in the table"
-_FONT: Final = "DejaVu Sans"  # comes with matplotlib: Latin, Cyrillic, Greek, Arabic
-# what it lacks, where that is installed: the first of each that is found
-_MORE_FONTS: Final = (
-    ("NotoSansCJK-Regular", "NotoSansCJKsc-Regular", "NotoSansSC-Regular", "wqy-zenhei", "msyh",
-     "PingFang", "NotoSerifCJK-Regular", "simhei"),
-    ("NotoSansDevanagari-Regular",), ("NotoSansThai-Regular",), ("NotoSansBengali-Regular",),
-    ("NotoSansTamil-Regular",), ("NotoSansHebrew-Regular",),
-)  # fmt: skip
+_ISOLATE, _END_OF_ISOLATE = "\u2068", "\u2069"
 _COLUMNS: Final = 66
 _LINE_INCHES: Final = 0.2
 _MARKS: Final = {True: ("right", "#0072B2"), False: ("wrong", "#D55E00")}
@@ -250,35 +242,22 @@ def _choose(
     return chosen, caption + "."
 
 
-@lru_cache(maxsize=1)
-def fonts() -> tuple[str, ...]:
-    """Returns the names of installed fonts, in the order in which a letter is looked for."""
-    # looked for as files: matplotlib's own list is as old as its cache
-    there = {Path(path).stem: path for path in font_manager.findSystemFonts()}
-    names = [_FONT]
-    for stems in _MORE_FONTS:
-        if stem := next((stem for stem in stems if stem in there), None):
-            font_manager.fontManager.addfont(there[stem])
-            names.append(font_manager.FontProperties(fname=there[stem]).get_name())
-    return tuple(names)
-
-
-@lru_cache(maxsize=1)
-def _letters() -> frozenset[int]:
-    """Returns the code points that those fonts have."""
-    opened = (TTFont(font_manager.findfont(name), fontNumber=0, lazy=True) for name in fonts())
-    return frozenset().union(*(font.getBestCmap() for font in opened))
-
-
 def examples_figure(examples: Examples) -> Figure:
     """Draws images on the left, questions and answers on the right."""
+    said = [
+        said.text
+        for shown in examples.shown
+        for said in (shown.question, shown.expected, *(answer.said for answer in shown.answers))
+    ]
+    if missing := plot_families(said)[1]:
+        log.warning("%s: the figure says so in place of such a text. The page shows it with the "
+                    "reader's own fonts", missing)  # fmt: skip
     blocks = [_lines(shown) for shown in examples.shown]
     heights = [max(2.0, _LINE_INCHES * (len(lines) + 1)) for lines in blocks]
     caption = textwrap.wrap(examples.caption, 135)
     foot = 0.2 + _LINE_INCHES * len(caption)
     top = total = sum(heights) + foot
     figure = Figure(figsize=(9.2, total))
-    family = list(fonts())
     for shown, lines, height in zip(examples.shown, blocks, heights, strict=True):
         bottom = top - height
         axes = figure.add_axes((0.01, (bottom + 0.08) / total, 0.22, (height - 0.16) / total))
@@ -287,7 +266,7 @@ def examples_figure(examples: Examples) -> Figure:
         axes.set_axis_off()
         for number, (text, look) in enumerate(lines):
             y = (top - 0.1 - _LINE_INCHES * number) / total
-            figure.text(0.25, y, text, va="top", fontfamily=family, **{"fontsize": 10, **look})
+            figure.text(0.25, y, text, va="top", **{"fontsize": 10, **look})
         top = bottom
     for number, line in enumerate(caption):
         y = (foot - 0.1 - _LINE_INCHES * number) / total
@@ -330,15 +309,12 @@ def _english(said: Said) -> str:
 
 def drawable(text: str, lang: str) -> str:
     """Returns the text, or a remark in its place if no font here has its letters."""
-    lacking = sorted({c for c in text if c.isprintable() and ord(c) not in _letters()})
-    if not lacking:
-        return text
-    log.warning(
-        "no font here has %s: the figure says so in place of a text in %s; install Noto Sans CJK "
-        "or the like. The page shows it with the reader's own fonts",
-        " ".join(lacking[:10]), language_name(lang),
-    )  # fmt: skip
-    return "[no font here has its letters]"
+    if plot_families([text])[1]:
+        return "[no font here has its letters]"
+    if not is_shaped(text):
+        return "[matplotlib 3.11 or later is needed for its letters]"
+    # after the name of a language or model, the text keeps its own order
+    return f"{_ISOLATE}{text}{_END_OF_ISOLATE}" if text_direction(lang) == "rtl" else text
 
 
 def examples_page(examples: Examples) -> str:

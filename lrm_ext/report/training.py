@@ -21,10 +21,10 @@ from statistics import fmean
 from typing import Any, Final
 
 from llava.errors import DataError
-from llava.files import save_figure
 from llava.train.metrics import METRICS_FILE, read_metrics
 from lrm_ext.instructions.registry import list_instructions
 from lrm_ext.languages import get_language, list_languages
+from lrm_ext.languages.plot_fonts import save_plot
 from lrm_ext.report.render import BLUE, GREEN, ORANGE, PINK
 
 log = logging.getLogger(__name__)
@@ -204,7 +204,7 @@ def plot_runs(folders: Sequence[Path], out: Path, smooth: int = 1) -> None:
     axes.set_ylabel(f"loss (nats per supervised token){smoothed}")
     axes.grid(alpha=0.3)
     axes.legend()
-    save_figure(figure, out, dpi=120)
+    save_plot(figure, out, dpi=120)
 
 
 def _draw_run(axes: Any, folder: Path, look: Mapping[str, Any], smooth: int) -> None:

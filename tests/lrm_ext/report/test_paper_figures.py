@@ -5,7 +5,7 @@ import resource
 
 import pytest
 from answered_runs import WORDS, write_run
-from matplotlib import colors
+from matplotlib import colors, ft2font
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -14,6 +14,10 @@ from llava.files import save_figure
 from lrm_ext.cli import app
 from lrm_ext.report.plots import languages_figure, ratio_figure, ratio_of
 from lrm_ext.report.qualitative import (
+    Examples,
+    ModelAnswer,
+    Said,
+    Shown,
     choose_examples,
     drawable,
     examples_figure,
@@ -141,10 +145,21 @@ def test_an_answer_that_is_not_in_the_table_has_no_translation(tmp_path, benchma
         choose_examples([setting("run", run)], benchmark, languages=("zh",))
 
 
-def test_letters_without_a_font_are_said_not_drawn_as_boxes():
+def test_letters_without_a_font_are_said_not_drawn_as_boxes(caplog, tmp_path):
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", (8, 8)).save(picture)
     assert drawable("dům, дом", "cs") == "dům, дом"
     assert drawable("\U00012000", "zh") == "[no font here has its letters]"
+    if hasattr(ft2font, "__libraqm_version__"):
+        assert drawable("كلب (dog)؟", "ar") == "\u2068كلب (dog)؟\u2069", "apart from what is around"
+    else:
+        assert drawable("كلب", "ar") == "[matplotlib 3.11 or later is needed for its letters]"
     assert all(len(line) <= 34 for line in wrap(WORDS["zh"][0] * 100))
+    cuneiform = Said("\U00012000", None)
+    answers = tuple(ModelAnswer(name, cuneiform, True) for name in ("a", "b"))
+    examples_figure(Examples((Shown("1", "zh", (picture,), cuneiform, cuneiform, answers),), "c"))
+    (record,) = caplog.records
+    assert "Cuneiform" in record.getMessage() and "fonts-noto-core" in record.getMessage()
 
 
 def test_the_commands_write_images(runs, tmp_path, benchmark):
