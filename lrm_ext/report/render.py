@@ -20,6 +20,9 @@ from markupsafe import Markup
 from rich import box
 from rich.table import Table
 
+from llava.errors import ConfigError
+from lrm_ext.languages.registry import text_direction
+
 # Okabe and Ito's colours, which colour-blind people can tell apart
 BLUE, ORANGE, GREEN, SKY, PINK = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7"
 MAX_CURVE_POINTS: Final = 200
@@ -28,7 +31,7 @@ WIDE_COLUMNS: Final = 100
 
 @cache
 def _templates() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("lrm_ext.report"),
         autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
@@ -36,6 +39,17 @@ def _templates() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.globals["in_language"] = _in_language
+    return environment
+
+
+def _in_language(code: str) -> Markup:
+    """Returns the attributes of an element whose text is in a language: its code and direction."""
+    try:
+        direction = text_direction(code)
+    except ConfigError:  # data of others may have other codes
+        direction = "auto"
+    return Markup('lang="{}" dir="{}"').format(code, direction)
 
 
 def render(template: str, **values: Any) -> str:

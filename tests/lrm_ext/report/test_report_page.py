@@ -10,7 +10,7 @@ from make_report import make_report
 from rich.console import Console
 
 from llava.errors import DataError
-from lrm_ext.evaluate.report import EvalReport, Headline
+from lrm_ext.evaluate.report import EvalReport, ExampleAnswer, Headline
 from lrm_ext.report.evaluation import print_report, write_report
 
 
@@ -50,6 +50,23 @@ def test_page_without_blind_run_training_or_english(folder):
     page = Page(render(folder, blind=None, languages=("hr",)))
     assert "without the image" not in page.text and "Training" not in page.text
     assert "98.0\u00a0% in Croatian" in page.text
+
+
+def test_texts_run_in_the_direction_of_their_language(folder):
+    report = make_report(folder)
+    (benchmark,) = report.benchmarks
+    arabic = ExampleAnswer("ar", "ما هذا؟", "قطة", "كلب", False)
+    odd = ExampleAnswer("ar_x", "What?", "a", "a", True)
+    example = dataclasses.replace(
+        benchmark.examples[0], answers=(*benchmark.examples[0].answers, arabic, odd)
+    )
+    benchmark = dataclasses.replace(benchmark, examples=(example,))
+    report = dataclasses.replace(report, benchmarks=(benchmark,))
+    html = write_report(report, folder, folder.parent).read_text(encoding="utf-8")
+    for text in (arabic.question, arabic.answer, arabic.expected):
+        assert f'lang="ar" dir="rtl">{text}<' in html
+    assert 'lang="hr" dir="ltr">mačka<' in html
+    assert 'lang="ar_x" dir="auto">What?<' in html
 
 
 def test_page_shows_an_example_whose_image_is_gone(folder, caplog):
