@@ -126,7 +126,13 @@ def text_images(
     from lrm_ext.corpus.text_images import make_text_images
 
     plans = make_text_images(
-        out, split_names(lang), rows, source=from_, folders=fonts, seed=seed, overwrite=overwrite
+        out,
+        canonical_codes(lang),
+        rows,
+        source=from_,
+        folders=fonts,
+        seed=seed,
+        overwrite=overwrite,
     )
     console = _console()
     reasons = sorted({reason for plan in plans for reason in plan.left_out})

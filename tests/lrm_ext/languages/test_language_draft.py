@@ -94,7 +94,7 @@ def test_a_language_without_a_name_in_cldr_is_all_to_do(tmp_path):
 
 
 def test_a_script_without_blanks_between_words(tmp_path):
-    text = write_draft("th", tmp_path).read_text(encoding="utf-8")
+    text = write_draft("lo", tmp_path).read_text(encoding="utf-8")
     assert '# spaced = false\n# punctuation.full_stop = ""' in text
 
 
