@@ -587,4 +587,11 @@ def is_draft(path: Path) -> bool:
 
 @cache
 def _load(code: str) -> Language:
-    return load_language(language_files()[code])
+    path = language_files()[code]
+    return _load_version(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _load_version(path: Path, mtime_ns: int) -> Language:
+    """Reads a file once as long as nobody changes it, also after `reload_languages`."""
+    return load_language(path)

@@ -17,6 +17,7 @@ import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -259,7 +260,13 @@ _OURS = {
 
 def engine_names() -> tuple[str, ...]:
     """Returns the names of all engines, the built-in ones first."""
-    return (*_OURS, *sorted(entry_points(group=ENTRY_POINTS).names - _OURS.keys()))
+    return (*_OURS, *sorted(engines_of_other_packages().keys() - _OURS.keys()))
+
+
+@cache
+def engines_of_other_packages() -> dict[str, EntryPoint]:
+    """Returns the engines of other packages; each search looks at every installed package."""
+    return {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
 
 
 def get_spec(name: str) -> EngineSpec:
@@ -270,8 +277,8 @@ def get_spec(name: str) -> EngineSpec:
     """
     if name in _OURS:
         entry = EntryPoint(name, f"lrm_ext.translate.engines.{_OURS[name]}", ENTRY_POINTS)
-    elif found := list(entry_points(group=ENTRY_POINTS, name=name)):
-        entry = found[0]
+    elif found := engines_of_other_packages().get(name):
+        entry = found
     else:
         raise ConfigError(f"unknown engine {name!r}; choose from: {', '.join(engine_names())}.")
     try:

@@ -42,7 +42,7 @@ def test_so_is_slovak(slovak):
             '"j\u0430sné", "iste"',
             "letters of the scripts Cyrl, Latn: nobody types that",
         ),
-        ('zh = "请用斯洛', 'pl = "x"\nzh = "请用斯洛', "there are no files for: pl"),
+        ('zh = "请用斯洛', 'et = "x"\nzh = "请用斯洛', "there are no files for: et"),
         ('yes = ["áno", ', 'yes = ["tak áno", "áno", ', "the first word of an answer decides"),
         ('yes = ["áno", ', "yes = [", "answers.yes has 'Áno', which is read as neither"),
         ('"nie", "niet"', '"nie", "hej"', "would mean both yes and no"),

@@ -142,7 +142,7 @@ def test_the_commands(tmp_path, use_folder):
 
 def test_another_folder_says_how_to_have_it_used(tmp_path, use_folder):
     use_folder(OWN)
-    result = CliRunner().invoke(app, ["languages", "add", "uk", "--dir", str(tmp_path / "new")])
+    result = CliRunner().invoke(app, ["languages", "add", "et", "--dir", str(tmp_path / "new")])
     assert result.exit_code == 0
     assert f"export {FOLDER_VARIABLE}={tmp_path / 'new'}" in result.output
-    assert (tmp_path / "new" / "uk.toml").is_file()
+    assert (tmp_path / "new" / "et.toml").is_file()

@@ -23,6 +23,7 @@ from lrm_ext.translate.engines.base import (
     build_engine,
     describe_options,
     engine_names,
+    engines_of_other_packages,
     get_spec,
     parse_options,
     split_options,
@@ -60,7 +61,7 @@ NOT_A_SPEC = "text"
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A package with entry points, found as an installed one is."""
     folder = tmp_path / "their_package-1.0.dist-info"
     folder.mkdir()
@@ -80,7 +81,11 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def find_spec(self, *args: object) -> None:
             return None
 
-    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder()])
+    engines_of_other_packages.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "meta_path", [*sys.meta_path, Finder()])
+        yield
+    engines_of_other_packages.cache_clear()
 
 
 def lrm(*words: str, columns: int = 100) -> str:

@@ -22,7 +22,7 @@ from llava.errors import ConfigError, DataError
 from lrm_ext.corpus.store import Corpus, CorpusRow
 from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.translate.cache import Cache
-from lrm_ext.translate.engines.base import EngineError
+from lrm_ext.translate.engines.base import EngineError, engines_of_other_packages
 from lrm_ext.translate.ray_executor import RayWorkers
 from lrm_ext.translate.runner import Job, PartStore, translate_corpus
 
@@ -93,7 +93,9 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
         patch.setenv("PYTHONPATH", path)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        engines_of_other_packages.cache_clear()
         yield folder
+    engines_of_other_packages.cache_clear()
 
 
 @pytest.fixture(scope="module")
