@@ -89,7 +89,7 @@ def make(kind: str, folder: Path) -> None:
         conv, given = get_conversation("v1"), {}
         conv.append_message(conv.roles[0], f"<image>\n{QUESTION}" if size else QUESTION)
         conv.append_message(conv.roles[1], None)
-        ids = tokenizer_image_token(conv.get_prompt(), tokenizer, return_tensors="pt")[None]
+        ids = torch.tensor([tokenizer_image_token(conv.get_prompt(), tokenizer)])
         if size:
             image = photograph(*size)
             image.save(folder / f"{number}.png")
