@@ -33,7 +33,12 @@ from llava.errors import ConfigError, DataError
 from lrm_ext.evaluate.reading import answer_words, fold, normalise, parse_yes_no, words_of
 from lrm_ext.instructions.registry import get_instruction, split_human_text
 from lrm_ext.languages._toml import load_toml
-from lrm_ext.languages.identification import candidates, probabilities
+from lrm_ext.languages.identification import (
+    NEUTRAL_SCRIPTS,
+    SCRIPT_PARTS,
+    candidates,
+    probabilities,
+)
 from lrm_ext.languages.registry import (
     DATA_DIR,
     ENGLISH,
@@ -60,13 +65,6 @@ _OPTIONAL_ENGINES = ("apertium", "opus-mt")
 _TABLE = re.compile(r"\[([\w.-]+)\]")
 _KEY = re.compile(r'\s*"?([\w-]+)"?\s*=')
 _WORD = re.compile(r"[^\W\d_]+")
-# Scripts that are one code in ISO 15924 and several in Unicode.
-_PARTS: Mapping[str, frozenset[str]] = {
-    "Hans": frozenset({"Hani"}),
-    "Hant": frozenset({"Hani"}),
-    "Jpan": frozenset({"Hani", "Hira", "Kana"}),
-    "Kore": frozenset({"Hang", "Hani"}),
-}
 # What a value is for, by the beginning of its key.
 _PURPOSES: Mapping[str, str] = {
     "answers.": "it is a short answer that a model is trained to give",
@@ -82,7 +80,6 @@ _PURPOSES: Mapping[str, str] = {
     "native_name": "CLDR does not know the language's own name",
     "script": "CLDR does not know the language's script",
 }
-_NEUTRAL = frozenset({"Zyyy", "Zinh", "Zzzz"})
 # Probability of another language, for all sentences together, that leaves no doubt.
 _SURE = 0.9
 _COLONS = (":", "\uff1a")
@@ -367,10 +364,10 @@ def _check_script(
 
     Words of the English text, such as "OCR", may stay.
     """
-    if language.script not in {*Scripts.NAMES, *_PARTS} - _NEUTRAL:
+    if language.script not in {*Scripts.NAMES, *SCRIPT_PARTS} - NEUTRAL_SCRIPTS:
         yield f"script is {language.script!r}, expected an ISO 15924 code such as Latn or Cyrl."
         return
-    allowed = _PARTS.get(language.script, frozenset({language.script})) | _NEUTRAL
+    allowed = SCRIPT_PARTS.get(language.script, frozenset({language.script})) | NEUTRAL_SCRIPTS
     theirs = {k: t for k, t in _entries(english).items() if not k.startswith("answers.")}
     for key, text in _entries(language).items():
         if text != unicodedata.normalize("NFC", text):
@@ -389,7 +386,7 @@ def _check_script(
             yield f"{key} has {''.join(odd)!r}, which is not written so in {language.script}."
     # people also answer in another script, but never in two within a word
     for word in (*language.local.yes, *language.local.no):
-        found = sorted({*map(script_of, word)} - _NEUTRAL)
+        found = sorted({*map(script_of, word)} - NEUTRAL_SCRIPTS)
         if len(found) > 1 and not allowed.issuperset(found):
             yield (
                 f"local has {word!r} with letters of the scripts {', '.join(found)}: nobody types "

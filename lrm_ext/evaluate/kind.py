@@ -34,7 +34,7 @@ from lrm_ext.evaluate.reading import (
     text_language,
     words_of,
 )
-from lrm_ext.languages.identification import probabilities
+from lrm_ext.languages.identification import confusable, identify, probabilities
 from lrm_ext.languages.registry import default_languages
 
 if TYPE_CHECKING:
@@ -263,8 +263,8 @@ def language_of_prose(text: str, lang: str) -> str:
         lang: The language that was asked in.
 
     Returns:
-        `lang`, `en`, `other`, or `undecided` if the text is too short or its language is none
-        that the identifier knows.
+        `lang` (also for a language that cannot be told apart from it), `en`, `other`, or
+        `undecided` if the text is too short or nothing decides.
     """
     words = [word for word in words_of(normalise(text)) if not word.isdigit()]
     prose = " ".join(words)
@@ -274,11 +274,15 @@ def language_of_prose(text: str, lang: str) -> str:
         enough = len(words) >= MIN_WORDS
     if not enough:
         return UNDECIDED
-    shares = probabilities(prose, (*default_languages(), lang))
-    if lang not in shares:
+    among = (*default_languages(), lang)
+    shares = probabilities(prose, among)
+    # a language that py3langid does not know is told by the words of its file
+    best = max(shares, key=shares.__getitem__) if lang in shares else identify(prose, among)
+    if not best:
         return UNDECIDED
-    best = max(shares, key=shares.__getitem__)
-    return best if best in (lang, "en") else OTHER
+    if best in (lang, *confusable(lang).near):
+        return lang
+    return best if best == "en" else OTHER
 
 
 def fidelity(answer_langs: Iterable[str], lang: str) -> tuple[int, int]:

@@ -1,5 +1,9 @@
 """Identifies the language of a text among the project's languages and those like them.
 
+`identify` tells a language by the script, by the words of the language files and by py3langid. It
+knows every language that has a file, also those that py3langid does not know; short texts are told
+by words and script. `log_scores` and `probabilities` are those of py3langid alone.
+
 py3langid (4.5 MB, offline) scores the candidates: the languages that have a file, and those that
 the [quality] sections of these files name as near or as rivals.
 
@@ -15,16 +19,21 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import regex
+from fontTools.unicodedata import script as script_of
 
 from lrm_ext.languages._toml import convert
 from lrm_ext.languages.registry import default_languages, get_language, list_languages
+from lrm_ext.languages.tags import preferred_tag
 
 # results are cached, because questions and answers repeat
 _MAX_KNOWN = 1 << 14
@@ -44,9 +53,127 @@ class Confusable(msgspec.Struct, frozen=True):
     rivals: tuple[str, ...] = ()
 
 
-def candidates(lang: str, confusable: Confusable) -> tuple[str, ...]:
+# Scripts that are one code in ISO 15924 and several in Unicode.
+SCRIPT_PARTS: Mapping[str, frozenset[str]] = {
+    "Hans": frozenset({"Hani"}),
+    "Hant": frozenset({"Hani"}),
+    "Jpan": frozenset({"Hani", "Hira", "Kana"}),
+    "Kore": frozenset({"Hang", "Hani"}),
+}
+# Scripts of no language: digits, punctuation, marks, unknown characters.
+NEUTRAL_SCRIPTS = frozenset({"Zyyy", "Zinh", "Zzzz"})
+# A second script of languages; the file has the first, which is the usual one.
+_SECOND_SCRIPT = {"sr": "Latn"}
+_WORD = regex.compile(r"[^\W\d_]+")
+# What a word that only the file of one language has adds to its log score. Chosen by
+# tools/identify_languages.py on the built-in sentences and tests/lrm_ext/languages/answers.
+_KNOWN_WORD = 12.0
+_NUM_LETTERS = 40  # that may follow a letter, for the smoothing
+
+
+def identify(text: str, among: Iterable[str] = ()) -> str:
+    """Tells the language of a text.
+
+    Args:
+        text: Some words.
+        among: Codes of languages to choose from; default: all that have a file.
+
+    Returns:
+        The code, or "" if the text has no letters, or no word and no letter group that decides.
+
+    Example:
+        >>> identify("Kāore he ngeru"), identify("ไม่มี"), identify("42")
+        ('mi', 'th', '')
+    """
+    codes = _with_script(text, tuple(among) or list_languages())
+    if len(codes) < 2:
+        return codes[0] if codes else ""
+    words = _WORD.findall(text.casefold())
+    found = log_scores((text,))
+    scores = {code: found[code] for code in codes if code in found}
+    if unknown := [code for code in codes if code not in scores]:
+        # py3langid does not know them: compare their letters with those of the others
+        best = max(scores.values(), default=0.0)
+        known = max((_letter_fit(words, code) for code in scores), default=0.0)
+        scores |= {code: best + _letter_fit(words, code) - known for code in unknown}
+    for code in scores.keys() & _SECOND_SCRIPT.keys():
+        scores[code] -= _KNOWN_WORD * _is_in(text, _SECOND_SCRIPT[code])
+    for word in words:
+        having = [code for code in codes if word in _words_of_file(code)]
+        for code in having:
+            scores[code] += _KNOWN_WORD / len(having)
+    first, second = sorted(scores, key=lambda code: -scores[code])[:2]
+    return first if scores[first] > scores[second] else ""
+
+
+def _with_script(text: str, codes: Sequence[str]) -> tuple[str, ...]:
+    """Returns the languages that are written in the script of most letters of a text."""
+    letters = Counter(script_of(character) for character in text if character.isalpha())
+    for neutral in NEUTRAL_SCRIPTS:
+        del letters[neutral]
+    shares = {code: sum(letters[part] for part in _scripts(code)) for code in codes}
+    most = max(shares.values(), default=0)
+    return tuple(code for code in codes if most and shares[code] == most)
+
+
+@cache
+def _scripts(lang: str) -> frozenset[str]:
+    script = get_language(lang).script
+    second = {_SECOND_SCRIPT[lang]} if lang in _SECOND_SCRIPT else set()
+    return SCRIPT_PARTS.get(script, frozenset({script})) | second
+
+
+def _is_in(text: str, script: str) -> bool:
+    """Returns whether the first letter of a text is of a script."""
+    return next((script_of(letter) == script for letter in text if letter.isalpha()), False)
+
+
+@cache
+def _words_of_file(lang: str) -> frozenset[str]:
+    """Returns the words of all sentences and lists of a language file, casefolded."""
+    language = get_language(lang)
+    local = language.local
+    texts = (
+        *(language.yes, language.no, language.short_answer, language.option_letter),
+        *(*language.fixed_prompts.values(), *language.fixed_answers.values()),
+        *(language.epvqa_instruction, language.answer_marker, language.system),
+        *(language.answer_in.get(lang, ""), *local.yes, *local.no, *language.numbers.values()),
+    )
+    return frozenset(word for text in texts for word in _WORD.findall(text.casefold()))
+
+
+@cache
+def confusable(lang: str) -> Confusable:
+    """Returns what the [quality] section of a language says about languages like it.
+
+    Raises:
+        ConfigError: The language is unknown, or the section is invalid.
+    """
+    language = get_language(lang)
+    return convert(language.quality, Confusable, f"{language.path}: quality")
+
+
+@cache
+def _letter_pairs(lang: str) -> tuple[Counter[str], Counter[str]]:
+    """Counts pairs of adjacent letters in the words of a language file, and their first letters."""
+    words = [f" {word} " for word in _words_of_file(lang)]
+    pairs = Counter(a + b for word in words for a, b in pairwise(word))
+    return pairs, Counter(letter for word in words for letter in word[:-1])
+
+
+def _letter_fit(words: Iterable[str], lang: str) -> float:
+    """Returns the log probability of words by the pairs of letters in a language file."""
+    pairs, firsts = _letter_pairs(lang)
+    return sum(
+        math.log((pairs[a + b] + 0.5) / (firsts[a] + 0.5 * _NUM_LETTERS))
+        for word in words
+        for a, b in pairwise(f" {word} ")
+    )
+
+
+def candidates(lang: str, like: Confusable) -> tuple[str, ...]:
     """Returns the codes of the languages that a text is told apart from."""
-    others = (*default_languages(), lang, *confusable.near, *confusable.rivals)
+    others = (*default_languages(), lang, *like.near, *like.rivals)
     return tuple(dict.fromkeys(others))
 
 
@@ -108,17 +235,22 @@ def _letter_scores() -> LetterScores:
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=False)
     wanted: set[str] = set()
-    for language in map(get_language, list_languages()):
-        confusable = convert(language.quality, Confusable, f"{language.path}: quality")
-        wanted.update(candidates(language.code, confusable))
+    for code in list_languages():
+        wanted.update(candidates(code, confusable(code)))
+    # py3langid has older codes of some: tl is fil
+    names = {label: preferred_tag(label) or label for label in identifier.labels}
+    names = {label: code for label, code in names.items() if code in wanted and label not in wanted}
     # scoring few candidates is ten times faster than scoring all languages that it knows
-    identifier.set_languages(sorted(wanted & set(identifier.labels)))
-    return LetterScores(identifier)
+    identifier.set_languages(sorted((wanted | set(names)) & set(identifier.labels)))
+    scores = LetterScores(identifier)
+    scores.labels = [names.get(label, label) for label in scores.labels]
+    return scores
 
 
 def forget() -> None:
     """Clears what was prepared for the known languages, after these have changed."""
-    _letter_scores.cache_clear()
+    for function in (_letter_scores, _words_of_file, _letter_pairs, _scripts, confusable):
+        function.cache_clear()
     _known.clear()
 
 

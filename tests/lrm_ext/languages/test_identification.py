@@ -7,8 +7,14 @@ from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from lrm_ext.emoji.conversations import caption_turns, question_turns
 from lrm_ext.emoji.scenes import load_scenes
-from lrm_ext.languages.identification import LetterScores
+from lrm_ext.languages import identification, list_languages
+from lrm_ext.languages._toml import load_toml
+from lrm_ext.languages.identification import LetterScores, identify, log_scores
+from lrm_ext.languages.registry import PAPER_LANGUAGES
+from tools.identify_languages import ANSWERS, length_of
 
+# Languages whose short sentences even people may take for one another.
+ALIKE = {"id": ("ms",), "ms": ("id",), "da": ("no",), "no": ("da",), "sr": ("hr",)}
 CODES = ["cs", "en", "fr", "hr", "ru", "sr", "zh"]  # "sr" is there in two scripts
 
 
@@ -51,3 +57,45 @@ def test_a_score_does_not_depend_on_the_batch(
     assert together == [scorer.score([text])[0] for text in texts]
     assert together[::-1] == scorer.score(texts[::-1])
     assert scorer.score(["", ""]) == [dict.fromkeys(scorer.labels, 0.0)] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("没有", "zh"), ("Нет, на фото нет собаки.", "ru"), ("Ne, na slici nema psa.", "hr"),
+        ("Ano.", "cs"), ("There is no dog.", "en"), ("", ""), ("42 %", ""), ("สุนัข", ""),
+    ],
+)  # fmt: skip
+def test_a_language_is_told_by_script_words_and_letters(text: str, code: str) -> None:
+    assert identify(text, PAPER_LANGUAGES) == code
+
+
+def test_a_language_is_told_among_those_that_are_asked_for() -> None:
+    assert identify("Sí, hay un perro.", ("hr", "es")) == "es"
+    assert identify("Да", ("ru",)) == "ru"
+    assert identify("Да", ("hr", "cs")) == ""
+
+
+def test_a_language_that_the_identifier_does_not_know_is_told_by_its_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spoken = "vaka nai na tapoa".split()
+    monkeypatch.setattr(identification, "list_languages", lambda: ("en", "hr", "qaa"))
+    monkeypatch.setattr(identification, "_with_script", lambda text, codes: tuple(codes))
+    monkeypatch.setattr(
+        identification, "_words_of_file", lambda code: {*spoken} if code == "qaa" else {"the"}
+    )
+    assert identify("Nai na vaka") == "qaa"
+    assert identify("Where is the dog?") == "en"
+    assert "qaa" not in log_scores(("Nai na vaka",))
+
+
+def test_most_answers_and_sentences_of_each_language_are_told() -> None:
+    """The whole table is in docs/languages.md; here are languages with a file of answers."""
+    codes = [code for code in list_languages() if (ANSWERS / f"{code}.toml").is_file()]
+    for code in codes:
+        said = load_toml(ANSWERS / f"{code}.toml")
+        texts = [text for key in ("yes", "no", "other") for text in said[key]]
+        long = [text for text in texts if length_of(text, code) == "long"]
+        told = [text for text in long if identify(text) in (code, *ALIKE.get(code, ()))]
+        assert len(told) >= 0.7 * len(long), (code, sorted({*long} - {*told}))
