@@ -630,6 +630,6 @@ OPUS_MT = _spec(
     licence="by model: Apache-2.0 or CC-BY-4.0",
     cost="CPU or GPU time",
     options=OpusOptions,
-    likely_code=lambda tag, names: _OPUS_MODEL + _OTHER_NAMES.get(tag, tag),
+    likely_code=lambda tag, names: _OPUS_MODEL + (_OTHER_NAMES.get(tag) or tag),
     known_codes=_OPUS_CODES,
 )
