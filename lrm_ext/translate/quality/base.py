@@ -101,7 +101,7 @@ DEFAULT_LIMITS: Mapping[str, float] = MappingProxyType(
         "answer": 0.0,
         "script": 0.2,
         "near": 0.1,
-        "language": 3.0,
+        "language": 8.0,
         "copy": 0.7,
         "repetition": 0.3,
         "length": 4.0,
@@ -120,7 +120,8 @@ class Thresholds(Confusable, frozen=True, forbid_unknown_fields=True):
         rivals: Codes of other languages, beside ours, that it may be mistaken for; they fail.
         foreign_letters: Letters of a near language that this one does not have.
         foreign_words: Frequent words of a near language that this one does not have, folded.
-        length_ratio: Characters of a translation for each character of English.
+        length_ratio: Characters of a translation for each character of English; by default that of
+            its script.
         length_spread: Standard deviation of the difference, in characters, for one character.
         limits: The largest value that passes, by check; by default from `DEFAULT_LIMITS`.
     """
@@ -148,6 +149,18 @@ class Thresholds(Confusable, frozen=True, forbid_unknown_fields=True):
         return msgspec.structs.replace(self, limits={**self.limits, **limits})
 
 
+# Characters for each character of English where a file does not have the `length_ratio`, by script:
+# means of the built-in sentences and of the captions of Debian's tuxpaint-stamps-default.
+_SCRIPT_RATIOS: Mapping[str, float] = MappingProxyType(
+    {
+        **dict.fromkeys(("Hans", "Hant"), 0.3),
+        **{"Kore": 0.4, "Jpan": 0.5, "Ethi": 0.65, "Hebr": 0.7},
+        **dict.fromkeys(("Arab", "Beng", "Sinh", "Thai"), 0.8),
+        **dict.fromkeys(("Cyrl", "Deva", "Taml", "Telu"), 0.9),
+    }
+)
+
+
 @cache
 def get_thresholds(lang: str) -> Thresholds:
     """Returns the thresholds for translations into a language.
@@ -156,7 +169,11 @@ def get_thresholds(lang: str) -> Thresholds:
         ConfigError: The language is unknown, or its [quality] section is invalid.
     """
     language = get_language(lang)
-    return parse_thresholds(language.quality, f"{language.path}: quality")
+    thresholds = parse_thresholds(language.quality, f"{language.path}: quality")
+    ratio = _SCRIPT_RATIOS.get(language.script)
+    if ratio is None or "length_ratio" in language.quality:
+        return thresholds
+    return msgspec.structs.replace(thresholds, length_ratio=ratio)
 
 
 def parse_thresholds(table: Mapping[str, Any], where: str) -> Thresholds:
@@ -174,7 +191,8 @@ ROMAN = re.compile(r"(?<![\w.])(?:([IVX]{2,7})[a-zè]{0,3}|([IVX]))(?!\w)")
 # Of `regex`, because to `re` a mark (a vowel sign in Hindi) is no part of a word.
 _WORD = regex.compile(r"[^\W\d_]+")
 _LETTER = regex.compile(r"[^\W\d_\p{M}]\p{M}*")
-QUOTES = "\"'“”„«»‘’「」『』《》 \u00a0\u202f"
+# The quotation marks of all languages in CLDR, and blanks inside of them.
+QUOTES = "\"'“”„‟«»‘’‚‛‹›「」『』《》〈〉״＂ \u00a0\u202f"
 
 
 @dataclass(slots=True, eq=False)

@@ -33,13 +33,15 @@ from lrm_ext.languages.registry import get_language
 from lrm_ext.translate.protect import damaged_parts, find_spans
 from lrm_ext.translate.quality.base import QUOTES, ROMAN, Measured, TextPair, Thresholds
 
-_DIGITS = re.compile(r"\d+(?:[.,:/×\u00a0\u202f ]\d{3})*(?:[.,:/×]\d+)*")
+_DIGITS = re.compile(r"\d+(?:[.,:/×٫٬’\u00a0\u202f ]\d{3})*(?:[.,:/×٫]\d+)*")
 _DIGIT = re.compile(r"\d")
 _SEPARATORS = re.compile(r"\D")
-_CENTS = re.compile(r"[.,]00\Z")
+_OWN_LETTER = re.compile(r"(?<!\w)[^\W\d_\x00-\x7f](?!\w)")
+_ARTICLE = re.compile(r"\b(?:an?|one|single)\b", re.IGNORECASE)
+_CENTS = re.compile(r"[.,٫]00\Z")
 _PARENTHESES = re.compile(r"[(（][^()（）]*[)）]")
 _NUMERIC = frozenset({"number", "ordinal"})
-_MARKS = re.compile('["“”„«»‘’「」『』《》]')
+_MARKS = re.compile(f"[{QUOTES.replace(chr(39), '').strip()}]")
 
 
 def check_numbers(pair: TextPair, thresholds: Thresholds) -> Measured | None:
@@ -56,6 +58,8 @@ def check_numbers(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     missing, extra = Counter(source) - Counter(target), Counter(target) - Counter(source)
     missing -= _restated(pair.source)
     extra -= _restated(pair.target)
+    if _ARTICLE.search(pair.source):
+        del extra["1"]  # "a cup" is 1 with a word for its kind in Thai, Japanese, Vietnamese
     if missing or extra:
         in_source = spelled_numbers(pair.source, pair.source_lang)
         in_target = spelled_numbers(pair.target, pair.target_lang)
@@ -82,6 +86,8 @@ def check_protected(pair: TextPair, thresholds: Thresholds) -> Measured | None:
             continue  # counted by `check_numbers`
         if kind == "quote" and part.strip(QUOTES) in target:
             continue  # with the quotation marks of the language
+        if kind == "option" and f"letter {part} " in pair.source and _OWN_LETTER.search(target):
+            continue  # "the letter B" is another one in another alphabet
         faults.append(fault)
     faults += _lost_names(pair)
     return Measured(len(faults), ", ".join(faults)) if faults or is_marked else None
@@ -90,9 +96,12 @@ def check_protected(pair: TextPair, thresholds: Thresholds) -> Measured | None:
 def _lost_names(pair: TextPair) -> list[str]:
     """Returns quoted names that the translation neither has nor quotes.
 
-    Names that are not text in the image may be translated: “Fuji” becomes «Фуджи».
+    Names that are not text in the image may be translated, “Fuji” becomes «Фуджи», and are written
+    without marks or in parentheses in other scripts.
     """
     if not _MARKS.search(pair.source) or _MARKS.search(pair.target):
+        return []
+    if "(" in pair.target or "（" in pair.target or get_language(pair.target_lang).script != "Latn":
         return []
     quotes = [
         pair.source[span.start : span.end].strip(QUOTES)

@@ -19,14 +19,18 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 
+import regex
+from fontTools.unicodedata import Scripts
+
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import Turn
-from lrm_ext.languages.identification import log_scores, score_ahead
+from lrm_ext.languages.identification import NEUTRAL_SCRIPTS, SCRIPT_PARTS, log_scores, score_ahead
 from lrm_ext.languages.registry import default_languages, get_language
 from lrm_ext.translate.quality.base import Measured, TextPair, Thresholds, words
 
@@ -74,6 +78,7 @@ _BYTES = [
 ]
 _MADE = frozenset(chr(code) for table in _BYTES for code in table)
 _RUN = re.compile(r"[^\x00-\x7f]{2,}")
+_MIN_CYRILLIC = 4
 _LOST = re.compile(r"\ufffd|[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]|\?(?=[^\W\d_])")
 
 
@@ -84,9 +89,18 @@ def check_mojibake(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     target = pair.target_prose
     faults = [match[0] for match in _LOST.finditer(target)] if _LOST.search(target) else []
     if not target.isascii():
-        faults += [run for run in _RUN.findall(target) if undo(run) and run not in pair.source]
+        faults += [
+            run
+            for run in _RUN.findall(target)
+            if undo(run) and run not in pair.source and not _is_short_cyrillic(run)
+        ]
     listed = ", ".join(map(repr, dict.fromkeys(faults[:5])))
     return Measured(len(faults), f"broken characters: {listed}")
+
+
+def _is_short_cyrillic(run: str) -> bool:
+    """Returns whether a run may be a Cyrillic word: the Ukrainian no, "Ні", is UTF-8 in cp1251."""
+    return len(run) < _MIN_CYRILLIC and all("\u0400" <= letter <= "\u04ff" for letter in run)
 
 
 def undo(run: str) -> str | None:
@@ -105,22 +119,6 @@ def undo(run: str) -> str | None:
     return None
 
 
-# By ISO 15924 code. Other scripts are not checked.
-_RANGES = {
-    "Latn": r"A-Za-z\u00aa\u00ba\u00c0-\u024f\u1e00-\u1eff",
-    "Cyrl": r"\u0400-\u052f",
-    "Grek": r"\u0370-\u03ff\u1f00-\u1fff",
-    "Arab": r"\u0600-\u06ff\u0750-\u077f\ufb50-\ufdff\ufe70-\ufeff",
-    "Hebr": r"\u0590-\u05ff",
-    "Deva": r"\u0900-\u097f",
-    "Thai": r"\u0e00-\u0e7f",
-    "Hans": r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u3007",
-    "Hant": r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u3007",
-    "Jpan": r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff",
-    "Kore": r"\uac00-\ud7af\u1100-\u11ff\u3130-\u318f",
-}
-
-
 # The old encodings of each way of writing Chinese and of the other one.
 _CHINESE = {"Hans": ("gb2312", "big5"), "Hant": ("big5", "gb2312")}
 
@@ -132,9 +130,9 @@ def check_script(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     writing Chinese has count as foreign.
     """
     script = get_language(pair.target_lang).script
-    if script not in _RANGES or not pair.target_words:
-        return None
     foreign, is_chinese = _foreign_letters(script), script in _CHINESE
+    if foreign is None or not pair.target_words:
+        return None
     if not foreign.search(pair.target_prose) and not (
         is_chinese and any(is_other_chinese(c, script) for c in set(pair.target_prose))
     ):
@@ -154,8 +152,19 @@ _WORD = re.compile(r"[A-Za-z]+|[^\W\d_]")
 
 
 @cache
-def _foreign_letters(script: str) -> re.Pattern[str]:
-    return re.compile(f"[^\\W\\d_{_RANGES[script]}]")
+def _foreign_letters(script: str) -> re.Pattern[str] | None:
+    """Returns a pattern of the letters of other scripts; None if Unicode has no such script."""
+    parts = SCRIPT_PARTS.get(script, frozenset({script}))
+    if not parts.issubset(Scripts.NAMES):
+        return None
+    ends = [*Scripts.RANGES[1:], sys.maxunicode + 1]
+    # `regex` has scripts as properties, but searches for them three times as slowly
+    own = "".join(
+        f"{re.escape(chr(start))}-{re.escape(chr(end - 1))}"
+        for start, end, name in zip(Scripts.RANGES, ends, Scripts.VALUES, strict=True)
+        if name in parts | NEUTRAL_SCRIPTS
+    )
+    return re.compile(f"[^\\W\\d_{own}]")
 
 
 @cache
@@ -197,6 +206,7 @@ def check_copy(pair: TextPair, thresholds: Thresholds) -> Measured | None:
 
 
 _SIZE = 3
+_HYPHENATED = regex.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 
 
 def check_repetition(pair: TextPair, thresholds: Thresholds) -> Measured | None:
@@ -206,7 +216,10 @@ def check_repetition(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     """
     if not pair.target_words:
         return None
-    value = repeated_share(pair.target_words)
+    target = pair.target_words
+    if "-" in pair.target_prose and get_language(pair.target_lang).spaced:
+        target = _HYPHENATED.findall(pair.target_prose.casefold())  # "kupu-kupu" is one word
+    value = repeated_share(target)
     if value:
         in_source = repeated_share(pair.source_words)
         value = max(0.0, (value - in_source) / (1 - in_source))
@@ -238,9 +251,11 @@ def repeated_share(words: Sequence[str]) -> float:
 
 # The length of single words varies much, so this many characters are added to both lengths.
 _SOFTENING = 8
-_ENDS = ".!?…。！？"
-_QUESTIONS = "?？;؟"
-_CLOSERS = "\"'”’»“)]*_` "
+# with the full stops of Arabic, Indic and Ethiopic scripts, of Khmer and of Burmese
+_ENDS = ".!?…。！？｡۔؟।॥။።፧៕។"
+_QUESTIONS = "?？;；؟፧"
+_ASKING = "か。"  # a Japanese question needs no question mark
+_CLOSERS = "\"'”’»«“‘›‹）)】]」』》*_` \u200e\u200f"
 
 
 def check_length(pair: TextPair, thresholds: Thresholds) -> Measured | None:
@@ -258,17 +273,30 @@ def deviation(source: float, target: float, ratio: float, spread: float) -> floa
     return (target - ratio * source) / (spread * math.sqrt(source + _SOFTENING))
 
 
+_STRICT_SCRIPTS = ("Latn", "Cyrl", "Grek")
+# Standard deviations from the expected length below which a text without full stop may be cut off.
+_CUT_OFF = -0.5
+
+
 def check_ending(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     """Returns 1 if the text ends a sentence and the translation does not, or ends it differently.
 
-    Only texts of three words or more are checked: labels may gain or lose a full stop.
+    Only texts of three words or more are checked: labels may gain or lose a full stop. A language
+    that ends no sentence with a mark is not checked. Outside of Latin, Cyrillic and Greek many
+    people omit the full stop of a caption, which counts only if the translation is also short.
     """
-    if len(pair.source_words) < 3:
+    language = get_language(pair.target_lang)
+    if len(pair.source_words) < 3 or not language.full_stop:
         return None
     source, target = (text.rstrip(_CLOSERS)[-1:] for text in (pair.source, pair.target))
     if not source or source not in _ENDS:
         return None
     is_same = target and target in (_QUESTIONS if source == "?" else _ENDS + ":：")
+    is_same = is_same or (source == "?" and pair.target.rstrip(_CLOSERS).endswith(_ASKING))
+    if not is_same and source != "?" and language.script not in _STRICT_SCRIPTS:
+        sizes = len(pair.source.strip()), len(pair.target.strip())
+        ratio, spread = thresholds.length_ratio, thresholds.length_spread
+        is_same = deviation(*sizes, ratio, spread) > _CUT_OFF
     return Measured(0.0 if is_same else 1.0, f"the text ends with {source!r}, this with {target!r}")
 
 

@@ -6,8 +6,9 @@ import functools
 
 import pytest
 
-from lrm_ext.emoji.scenes import LANGUAGES
-from lrm_ext.translate.quality import get_thresholds
+from lrm_ext.corpus.sentences import built_in_pairs
+from lrm_ext.languages.registry import ENGLISH, PAPER_LANGUAGES, list_languages
+from lrm_ext.translate.quality import Checker, get_thresholds
 from lrm_ext.translate.quality.base import DEFAULT_LIMITS
 from tools.calibrate_quality import (
     DAMAGES,
@@ -20,7 +21,7 @@ from tools.calibrate_quality import (
     measure_lengths,
 )
 
-OTHERS = LANGUAGES[1:]
+OTHERS = PAPER_LANGUAGES[1:]
 NUM_ROWS = 120
 
 
@@ -81,3 +82,14 @@ def test_the_reports_shares() -> None:
     report.false_alarms["any"] = 3
     assert report.false_alarm_rate() == 0.1
     assert report.precision() == hits / (hits + 3)
+
+
+def test_sentences_of_every_language_are_accepted() -> None:
+    """Captions, questions and requests of all languages that have a file."""
+    codes = [code for code in list_languages() if code != ENGLISH]
+    shares = {}
+    for code, pairs in built_in_pairs(codes, num_scenes=12).items():
+        checker = Checker(ENGLISH, code)
+        rejected = [pair for pair in pairs if checker.check_text(*pair).status == "rejected"]
+        shares[code] = len(rejected) / len(pairs)
+    assert not {code: share for code, share in shares.items() if share > 0.02}

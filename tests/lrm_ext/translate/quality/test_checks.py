@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llava.data.sample import Turn
+from lrm_ext.languages import list_languages
 from lrm_ext.translate.quality import CHECKS, DOUBTS, Checker
 
 # Sentences that people write, and what looks wrong and is not.
@@ -232,3 +233,43 @@ def test_other_limits() -> None:
     assert Checker("en", "hr").check_text(source, target).status == "suspect"
     thresholds = get_thresholds("hr").with_limits({"ending": 1.0})
     assert Checker("en", "hr", thresholds).check_text(source, target).ok
+
+
+# Language, text, translation that passes or the check that finds its fault.
+IN_OTHER_SCRIPTS = [
+    ("uk", "No", "Ні", ""),
+    ("uk", "No, there are 3 dogs.", "РќС– — тут 3 собаки.", "mojibake"),
+    ("id", "A butterfly.", "Kupu-kupu.", ""),
+    ("th", "A cup of coffee.", "กาแฟ 1 ถ้วย", ""),
+    ("th", "There are 3 dogs in the picture.", "ในภาพมีสุนัข ๓ ตัว", ""),
+    ("th", "There are 3 dogs in the picture.", "ในภาพมีสุนัข ๔ ตัว", "numbers"),
+    ("th", "A man rides a horse on the beach.", "Ein Mann reitet am Strand.", "script"),
+    ("hi", "There are 3 dogs in the picture.", "चित्र में तीन कुत्ते हैं।", ""),
+    ("hi", "There are 3 dogs in the picture.", "इस चित्र में ३ कुत्ते दिख रहे हैं", ""),
+    ("hi", "There are 3 dogs in the picture.", "चित्र में ५ कुत्ते हैं।", "numbers"),
+    ("hi", "No, there is no dog in it.", "जी नहीं, इसमें कोई कुत्ता नहीं है।", ""),
+    ("hi", "No, there is no dog in it.", "जी हाँ, इसमें एक कुत्ता है।", "answer"),
+    ("ja", "Is there a dog in the picture?", "画像には犬がいますか。", ""),
+    ("ja", "A gray cat is sleeping on the bed.", "ベッドの上で灰色の猫が寝ている", ""),
+    ("ar", "What is in the picture?", "ماذا في الصورة؟", ""),
+    ("fi", "The sign says “STOP”.", "Kyltissä lukee ”STOP”.", ""),
+    ("da", "He is a “real” hero.", "Han er en »rigtig« helt.", ""),
+    ("ru", "A cat called “Tom”.", "Кот по имени Том.", ""),
+    ("zh", "A gray cat is sleeping on the bed.", "一只灰色的猫正在床上睡觉", ""),
+    ("zh", "A gray cat is sleeping on the bed.", "一只", "ending"),
+    ("ru", "The sign for the letter B in sign language.", "Знак буквы Б на языке жестов.", ""),
+    ("ru", "The answer is B", "Ответ Б", "protected"),
+]
+
+
+def test_scripts_digits_and_quotation_marks_of_other_languages() -> None:
+    wrong = []
+    for lang, source, target, check in IN_OTHER_SCRIPTS:
+        if lang not in list_languages():
+            continue
+        verdict = Checker("en", lang).check_text(source, target)
+        found = [finding.check for finding in verdict.findings]
+        if (check in found) if check else not found:
+            continue
+        wrong.append(f"{lang}: {target!r} has {found or 'no finding'}, expected {check or 'none'}")
+    assert not wrong, "\n".join(wrong)
