@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import regex
 from PIL import Image
 
 from llava.errors import ConfigError, DataError
@@ -42,7 +43,8 @@ log = logging.getLogger(__name__)
 
 HUMAN: Final = "people"
 MAX_FIGURES: Final = 50_000  # values of one figure that are kept to draw its distribution
-MAX_SHOWN: Final = 700  # characters of a turn
+MAX_SHOWN: Final = 700  # letters of a turn, each with its marks
+_SHOWN: Final = regex.compile(rf"\X{{0,{MAX_SHOWN}}}")
 THUMBNAIL_PX: Final = 128
 _LABELS: Final = {
     "ok": "kept",
@@ -333,7 +335,7 @@ def _limit(lang: str, name: str) -> float | None:
 
 def visible(text: str) -> str:
     """Makes a text fit to be shown: not too long, and without characters that nobody would see."""
-    cut = text[:MAX_SHOWN]
+    cut = _SHOWN.match(text)[0]
     shown = _UNSEEN.sub(lambda found: f"[U+{ord(found[0]):04X}]", cut)
     return shown if cut == text else f"{shown} ... [{len(text):,} characters]"
 

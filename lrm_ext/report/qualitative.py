@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import regex
 from matplotlib.figure import Figure
 
 from llava.errors import ConfigError, DataError
@@ -47,6 +48,7 @@ log = logging.getLogger(__name__)
 NO_ENGLISH: Final = "no translation in the table"
 _ISOLATE, _END_OF_ISOLATE = "\u2068", "\u2069"
 _COLUMNS: Final = 66
+_PRIVATE_USE: Final = 0xF0000  # characters that stand for letters with marks
 _LINE_INCHES: Final = 0.2
 _MARKS: Final = {True: ("right", "#0072B2"), False: ("wrong", "#D55E00")}
 _GREY: Final = "#444444"
@@ -296,11 +298,19 @@ def _lines(shown: Shown) -> list[tuple[str, dict[str, Any]]]:
 
 
 def wrap(text: str) -> list[str]:
-    """Breaks a text into lines that fit the figure; a wide letter (Chinese) counts twice."""
+    """Breaks a text into lines that fit the figure; a wide letter (Chinese) counts twice.
+
+    A letter with marks (Thai, Hindi) counts once and is never taken apart.
+    """
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    marked = dict.fromkeys(letter for letter in regex.findall(r"\X", text) if len(letter) > 1)
+    stands_for = {letter: chr(_PRIVATE_USE + i) for i, letter in enumerate(marked)}
+    text = regex.sub(r"\X", lambda letter: stands_for.get(letter[0], letter[0]), text)
     width = _COLUMNS * len(text) // max(1, len(text) + wide)
     indent = text[: len(text) - len(text.lstrip())]
-    return textwrap.wrap(text, width, subsequent_indent=indent) or [""]
+    lines = textwrap.wrap(text, width, subsequent_indent=indent) or [""]
+    back = str.maketrans({short: letter for letter, short in stands_for.items()})
+    return [line.translate(back) for line in lines]
 
 
 def _english(said: Said) -> str:

@@ -164,6 +164,7 @@ def test_what_is_unseen_is_shown():
     assert visible("a\nb\tc \u200d") == "a\nb\tc \u200d"  # joiners belong to words
     assert visible("a\u200fb\x1b[2Jc\x00") == "a[U+200F]b[U+001B][2Jc[U+0000]"
     assert visible("y" * MAX_SHOWN) == "y" * MAX_SHOWN
+    assert visible("कि" * (MAX_SHOWN + 1)).startswith("कि" * MAX_SHOWN + " ...")  # no torn letter
 
 
 def translated(tmp_path: Path, *more: str) -> Path:

@@ -155,6 +155,7 @@ def test_letters_without_a_font_are_said_not_drawn_as_boxes(caplog, tmp_path):
     else:
         assert drawable("كلب", "ar") == "[matplotlib 3.11 or later is needed for its letters]"
     assert all(len(line) <= 34 for line in wrap(WORDS["zh"][0] * 100))
+    assert wrap("ไม่" * 100)[0] == "ไม่" * 33  # a line of 66 letters, which have marks
     cuneiform = Said("\U00012000", None)
     answers = tuple(ModelAnswer(name, cuneiform, True) for name in ("a", "b"))
     examples_figure(Examples((Shown("1", "zh", (picture,), cuneiform, cuneiform, answers),), "c"))
