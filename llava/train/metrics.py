@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -485,7 +486,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 LINE_INTERVAL_S = 10.0
+# groups that are shown one by one; of more, the worst are
 MAX_GROUPS = 16
+NUM_WORST = 5
 # metrics of the machine and their formats, in the order of display
 _MACHINE = {
     "tokens_per_second": "{:,.0f} tokens/s",
@@ -561,8 +564,7 @@ class ProgressCallback(TrainerCallback):
             if machine := self._machine():
                 self._print(machine)
             if names := self._groups():
-                losses = (f"{name} {self._seen[f'loss/{name}']:.3f}" for name in names)
-                self._print(f"loss of {', '.join(losses)}")
+                self._print(self._losses(names))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Removes the bar and prints the result."""
@@ -599,17 +601,40 @@ class ProgressCallback(TrainerCallback):
     def _groups(self) -> list[str]:
         """Returns the names of the groups that are not part of another."""
         names = [key.removeprefix("loss/") for key in self._seen if key.startswith("loss/")]
-        return sorted(name for name in names if "/" not in name)[:MAX_GROUPS]
+        return sorted(name for name in names if "/" not in name)
+
+    def _worst(self, names: Sequence[str], number: int) -> list[str]:
+        return sorted(names, key=lambda name: -self._seen[f"loss/{name}"])[:number]
+
+    def _losses(self, names: Sequence[str]) -> str:
+        """Says the loss of each group; of many groups that of the worst and the mean."""
+        is_many = len(names) > MAX_GROUPS
+        shown = self._worst(names, NUM_WORST) if is_many else names
+        losses = ", ".join(f"{name} {self._seen[f'loss/{name}']:.3f}" for name in shown)
+        if not is_many:
+            return f"loss of {losses}"
+        mean = fmean(self._seen[f"loss/{name}"] for name in names)
+        return (
+            f"loss of {len(names)} groups: worst {losses}; mean {mean:.3f}; all in {METRICS_FILE}"
+        )
 
     def _table(self, names: Sequence[str]) -> Table:
-        """Renders the metrics of groups, without columns that would be empty."""
+        """Renders the metrics of groups, without columns that would be empty.
+
+        Of many groups the worst have rows, and a last row has the means of all.
+        """
         seen = self._seen
         shown = [key for key in _COLUMNS if any(f"{key}/{name}" in seen for name in names)]
         heads = [Column(_COLUMNS[key][0], justify="right") for key in shown]
         table = Table("group", *heads, box=None, pad_edge=False)
-        for name in names:
+        is_many = len(names) > MAX_GROUPS
+        for name in self._worst(names, MAX_GROUPS - 1) if is_many else names:
             found = [(_COLUMNS[key][1], seen.get(f"{key}/{name}")) for key in shown]
             table.add_row(name, *("" if v is None else form.format(v) for form, v in found))
+        if is_many:
+            values = [[seen[k] for n in names if (k := f"{key}/{n}") in seen] for key in shown]
+            means = (_COLUMNS[k][1].format(fmean(v)) for k, v in zip(shown, values, strict=True))
+            table.add_row(f"mean of {len(names)}", *means)
         return table
 
     def _print(self, text: str) -> None:

@@ -23,7 +23,7 @@ LOGS = {
 }
 
 
-def shown(is_terminal: bool, monkeypatch) -> str:
+def shown(is_terminal: bool, monkeypatch, logs=LOGS) -> str:
     monkeypatch.setattr(metrics, "LINE_INTERVAL_S", 0.0)
     output = io.StringIO()
     console = Console(file=output, force_terminal=is_terminal, width=100)
@@ -31,7 +31,7 @@ def shown(is_terminal: bool, monkeypatch) -> str:
     state = SimpleNamespace(is_world_process_zero=True, global_step=0, max_steps=10)
     callback.on_train_begin(ARGS, state, None)
     state.global_step = 1
-    callback.on_log(ARGS, state, None, logs=LOGS)
+    callback.on_log(ARGS, state, None, logs=logs)
     callback.on_step_end(ARGS, state, None)
     callback.on_train_end(ARGS, state, None)
     return output.getvalue()
@@ -50,3 +50,21 @@ def test_elsewhere_there_are_plain_lines(monkeypatch):
     assert "\x1b" not in text
     assert "fine-tuning: step 1 of 10, loss 1.5000" in text
     assert "fine-tuning: loss of hr 1.250" in text
+
+
+# 49 groups: the loss of g01 is 0.01, of g49 0.49
+MANY = {f"loss/g{i:02}": i / 100 for i in range(1, 50)} | {
+    f"tokens/g{i:02}": 100.0 * i for i in range(1, 50)
+}
+
+
+def test_of_many_groups_the_worst_and_the_mean_are_said(monkeypatch):
+    text = shown(False, monkeypatch, MANY)
+    assert (
+        "loss of 49 groups: worst g49 0.490, g48 0.480, g47 0.470, g46 0.460, g45 0.450; "
+        "mean 0.250; all in metrics.jsonl"
+    ) in text
+    lines = shown(True, monkeypatch, MANY).splitlines()
+    rows = [line.split() for line in lines if line.startswith(("g", "mean"))][-16:]
+    assert rows[0] == ["g49", "0.490", "4,900"] and rows[14] == ["g35", "0.350", "3,500"]
+    assert rows[15] == ["mean", "of", "49", "0.250", "2,500"]
