@@ -32,6 +32,7 @@ from lrm_ext.evaluate.kinds import KINDS, find_kind
 from lrm_ext.evaluate.results import ENGLISH
 from lrm_ext.languages import get_language, in_language_order, language_name, list_languages
 from lrm_ext.languages._toml import load_toml
+from lrm_ext.languages.grouping import MAX_ROWS, listed
 from lrm_ext.report.render import render
 from lrm_ext.report.settings import (
     Cell,
@@ -339,12 +340,14 @@ def _label(lang: str) -> str:
     return get_language(lang).paper_label if lang in list_languages() else lang
 
 
-# heads, the title and rows of each block, and notes: the texts of a table in some format
-_Texts = tuple[list[str], list[tuple[str, list[list[str]]]], list[str]]
+# title, heads and rows of each block, and notes: the texts of a table in some format
+_Texts = tuple[list[tuple[str, list[str], list[list[str]]]], list[str]]
 
 
 def _texts(table: PaperTable, escape: Callable[[str], str], bold: str) -> _Texts:
     """Returns the texts of a table in a format; missing values get the number of their reason.
+
+    If it has more than `MAX_ROWS` columns, they are the rows: no page is that wide.
 
     Args:
         table: The table.
@@ -365,31 +368,48 @@ def _texts(table: PaperTable, escape: Callable[[str], str], bold: str) -> _Texts
         text = escape(f"{cell.value:.{table.digits}f}{spread}")
         return bold.format(text) if block.is_best(row, column, table.digits) else text
 
+    heads = [*map(escape, (*table.labels, *table.columns, COUNTS_HEAD))]
+    num_labels = len(table.labels)
     blocks = []
     for block in table.blocks:
         rows = []
         for row in block.rows:
             cells = [text_of(block, row, column) for column in range(len(table.columns))]
             rows.append([*map(escape, row.labels), *cells, escape(row.counts)])
-        blocks.append((escape(block.title), rows))
+        own_heads = heads
+        if _is_tall(table):
+            labels = [row.labels for row in block.rows]
+            own_heads = [*map(escape, map(" / ".join, (table.labels, *labels)))]
+            names = map(escape, (*table.names, COUNTS_HEAD))
+            columns = zip(*(row[num_labels:] for row in rows), strict=True)
+            rows = [[name, *column] for name, column in zip(names, columns, strict=True)]
+        blocks.append((escape(block.title), own_heads, rows))
     notes = [
-        f"[{number}] missing: {reason} ({'; '.join(dict.fromkeys(places))})"
+        f"[{number}] missing: {reason} ({listed(dict.fromkeys(places), '; ')})"
         for number, (reason, places) in enumerate(reasons.items(), 1)
     ]
-    heads = (*table.labels, *table.columns, COUNTS_HEAD)
-    return [*map(escape, heads)], blocks, [*map(escape, (*table.notes, *notes))]
+    return blocks, [*map(escape, (*table.notes, *notes))]
+
+
+def _is_tall(table: PaperTable) -> bool:
+    return len(table.columns) > MAX_ROWS
+
+
+def _num_labels(table: PaperTable) -> int:
+    """Returns how many columns are words, as its texts have them."""
+    return 1 if _is_tall(table) else len(table.labels)
 
 
 def print_table(table: PaperTable, console: Console) -> None:
     """Prints a table; one that is too wide with its columns as rows."""
-    heads, blocks, notes = _texts(table, rich.markup.escape, "[bold]{}[/]")
+    blocks, notes = _texts(table, rich.markup.escape, "[bold]{}[/]")
     console.print(Text(table.title, style="bold"))
-    for title, rows in blocks:
+    for title, heads, rows in blocks:
         cells = [[Text.from_markup(text) for text in row] for row in (heads, *rows)]
         columns = zip(*cells, strict=True)
         fits = console.width >= sum(2 + max(cell.cell_len for cell in col) for col in columns)
-        num_labels = len(table.labels)
-        if not fits:
+        num_labels = _num_labels(table)
+        if not fits and not _is_tall(table):
             # a column a row of the table, under its labels
             lines = [[Text("\n").join(row[:num_labels]), *row[num_labels:]] for row in cells[1:]]
             names = map(Text, (" / ".join(table.labels), *table.names, COUNTS_HEAD))
@@ -422,10 +442,11 @@ def to_terminal(table: PaperTable, width: int = 160) -> str:
 
 def to_markdown(table: PaperTable) -> str:
     """Returns a table as Markdown: a table a block."""
-    heads, blocks, notes = _texts(table, _markdown, "**{}**")
-    rule = ["---"] * len(table.labels) + ["---:"] * (len(table.columns) + 1)
+    blocks, notes = _texts(table, _markdown, "**{}**")
+    num_labels = _num_labels(table)
     lines = [f"**{_markdown(table.title)}**"]
-    for title, rows in blocks:
+    for title, heads, rows in blocks:
+        rule = ["---"] * num_labels + ["---:"] * (len(heads) - num_labels)
         lines += ["", title, "", *(f"| {' | '.join(row)} |" for row in (heads, rule, *rows))]
     return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
 
@@ -436,18 +457,21 @@ def _markdown(text: str) -> str:
 
 def to_latex(table: PaperTable) -> str:
     """Returns a table as LaTeX; needs the packages booktabs and, for wide tables, graphicx."""
-    heads, blocks, notes = _texts(table, latex_escape, r"\textbf{{{}}}")
+    blocks, notes = _texts(table, latex_escape, r"\textbf{{{}}}")
+    num_labels, width = _num_labels(table), max(len(heads) for _, heads, _ in blocks)
     lines = [
         r"\begin{table*}",
         r"\centering",
         r"\resizebox{\textwidth}{!}{%",
-        rf"\begin{{tabular}}{{{'l' * len(table.labels)}{'r' * (len(table.columns) + 1)}}}",
+        rf"\begin{{tabular}}{{{'l' * num_labels}{'r' * (width - num_labels)}}}",
         r"\toprule",
-        " & ".join(heads) + r" \\",
     ]
-    for title, rows in blocks:
-        head = rf"\multicolumn{{{len(heads)}}}{{l}}{{{title}}} \\"
-        lines += [r"\midrule", head, r"\midrule", *(" & ".join(row) + r" \\" for row in rows)]
+    lines += [] if _is_tall(table) else [" & ".join(blocks[0][1]) + r" \\"]
+    for title, heads, rows in blocks:
+        head = rf"\multicolumn{{{width}}}{{l}}{{{title}}} \\"
+        shown = [heads, *rows] if _is_tall(table) else rows
+        lines += [] if lines[-1] == r"\toprule" else [r"\midrule"]
+        lines += [head, r"\midrule", *(" & ".join(row) + r" \\" for row in shown)]
     lines += [
         r"\bottomrule",
         r"\end{tabular}}",
@@ -487,9 +511,9 @@ def to_csv(table: PaperTable) -> str:
 
 def to_html(table: PaperTable) -> str:
     """Returns a table as a page that needs nothing but itself."""
-    heads, blocks, notes = _texts(table, markupsafe.escape, Markup("<b>{}</b>"))
-    return render("table.html", table=table, title=table.title, heads=heads, blocks=blocks,
-                  notes=notes)  # fmt: skip
+    blocks, notes = _texts(table, markupsafe.escape, Markup("<b>{}</b>"))
+    return render("table.html", table=table, title=table.title, blocks=blocks, notes=notes,
+                  is_tall=_is_tall(table), num_labels=_num_labels(table))  # fmt: skip
 
 
 FORMATS: Final[Mapping[str, Callable[[PaperTable], str]]] = {

@@ -3,9 +3,11 @@
 import csv
 import io
 import json
+import re
 
 import pytest
 from answered_runs import write_run
+from html_page import Page
 from typer.testing import CliRunner
 
 from llava.errors import ConfigError, DataError
@@ -13,6 +15,7 @@ from lrm_ext.cli import app
 from lrm_ext.evaluate.results import _read_stored
 from lrm_ext.report.paper_tables import (
     FORMATS,
+    PLUS_MINUS,
     agreement_table,
     latex_escape,
     models_table,
@@ -20,6 +23,7 @@ from lrm_ext.report.paper_tables import (
     summary_table,
     to_csv,
     to_latex,
+    to_markdown,
     to_terminal,
 )
 from lrm_ext.report.settings import Setting, score_settings
@@ -191,3 +195,24 @@ def test_the_command_writes_each_format(runs, tmp_path):
         assert "base" in out.read_text(encoding="utf-8")
     result = CliRunner().invoke(app, ["table", "1", str(runs[1]), "--languages", "en,cs"])
     assert "85" not in result.output and "40 of 40" in result.output
+
+
+def test_of_many_languages_the_columns_are_rows_in_every_format(monkeypatch, table):
+    monkeypatch.setattr("lrm_ext.report.paper_tables.MAX_ROWS", 3)
+    markdown = to_markdown(table).splitlines()
+    heads = next(line for line in markdown if line.startswith("| Model |"))
+    num = len(table.blocks[0].rows)
+    assert heads.count("|") == num + 2
+    rule = markdown[markdown.index(heads) + 1]
+    assert rule == "| --- |" + " ---: |" * num
+    english = next(line for line in markdown if line.startswith("| English |"))
+    assert english.split(" | ")[1:] == ["**95.0**", f"**95.0 {PLUS_MINUS} 7.1** |"]
+    latex = to_latex(table)
+    assert r"Model & English\_only & full \& more \\" in latex
+    assert rf"\begin{{tabular}}{{l{'r' * num}}}" in latex
+    html = FORMATS["html"](table)
+    assert re.search(r"<td>English</td>\s*<td class=\"value\"><b>95.0</b></td>", html)
+    every = models_table([])
+    page = Page(FORMATS["html"](every))
+    assert page.text.count("Czech") == len(every.blocks) == 4
+    assert FORMATS["terminal"](every).count("mean without English") == 4
