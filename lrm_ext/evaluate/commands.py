@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from lrm_ext.evaluate.translating import Correction, LanguagePairs, Target, Translation
     from lrm_ext.translate.runner import Job
 
+_ALL = typer.Option(
+    False, "--all", help="Every language; of more than 20 only the worst 10 have a row by default."
+)
 benchmark_app = typer.Typer(no_args_is_help=True, help="Benchmarks: files, questions, scores.")
 
 
@@ -110,16 +113,17 @@ def _evaluate(config: EvalConfig, table: bool) -> None:
     console.print(f"Report: {page}", soft_wrap=True, highlight=False)
 
 
-def _print_tables(result: EvalReport, console: Console) -> None:
+def _print_tables(result: EvalReport, console: Console, show_all: bool = False) -> None:
     from lrm_ext.report.evaluation import print_report
 
-    print_report(result, console)
+    print_report(result, console, show_all)
 
 
 def report(
     run: Path = typer.Argument(None, help="A run: the model's folder, or that of its results."),
     model: Path = typer.Option(None, help="The model's folder, if its results lie elsewhere."),
     out: Path = typer.Option(None, help="Folder of the results; <model>/eval by default."),
+    show_all: bool = _ALL,
 ) -> None:
     """Print the tables again and render report.html, from the files of an evaluation alone."""
     from lrm_ext.evaluate.report import REPORT_FILE, EvalReport
@@ -135,7 +139,7 @@ def report(
     result = EvalReport.read(folder)
     model = model or (Path(result.model_path) if has_report else given)
     page = write_report(result, folder, model)
-    _print_tables(result, console)
+    _print_tables(result, console, show_all)
     console.print(f"Report: {page}", soft_wrap=True, highlight=False)
 
 
@@ -147,6 +151,7 @@ def compare(
     mode: str = typer.Option(None, help="How answers are read, in place of the default."),
     seed: int = typer.Option(0, help="Of the bootstrap."),
     replicates: int = typer.Option(10_000, help="Of the bootstrap."),
+    show_all: bool = _ALL,
     as_json: bool = typer.Option(False, "--json", help="Print the comparison as JSON."),
 ) -> None:
     """Say whether B is better than A, worse, or neither, per language and on average."""
@@ -171,7 +176,7 @@ def compare(
         }
         typer.echo(json.dumps(content, ensure_ascii=False, indent=1))
     else:
-        print_comparison(results, a, b, Console())
+        print_comparison(results, a, b, Console(), show_all)
 
 
 def inspect(

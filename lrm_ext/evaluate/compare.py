@@ -38,6 +38,7 @@ from lrm_ext.evaluate.statistics import (
     replicate,
 )
 from lrm_ext.languages import in_language_order, language_name
+from lrm_ext.languages.grouping import MAX_ROWS, group_name, listed, worst_and_rest
 
 log = logging.getLogger(__name__)
 LEVEL: Final = 0.05
@@ -295,35 +296,53 @@ def _judged(**values: Any) -> Comparison:
 
 
 _STYLES: Final = {BETTER: "green", WORSE: "red", UNCLEAR: "dim"}
+# in one line of 80 columns, so that a language is a line
+_NARROW: Final = {BETTER: "better", WORSE: "worse", UNCLEAR: "unclear"}
 _WIDE_COLUMNS: Final = 110
 
 
 def print_comparison(
-    results: list[BenchmarkComparison], a: Path, b: Path, console: Console
+    results: list[BenchmarkComparison], a: Path, b: Path, console: Console, show_all: bool = False
 ) -> None:
-    """Prints a table for each benchmark and what its columns mean."""
+    """Prints a table for each benchmark and what its columns mean.
+
+    Args:
+        results: One comparison a benchmark.
+        a: The first run.
+        b: The second run.
+        console: Where they are printed.
+        show_all: Show every language, also where there are more than `MAX_ROWS`.
+    """
     for result in results:
+        is_short = not show_all and len(result.languages) > MAX_ROWS
         console.print()
-        console.print(comparison_table(result, console.width))
+        console.print(comparison_table(result, console.width, is_short))
+        if is_short:
+            console.print(
+                "script: number of further languages: their means, and lowest..highest B-A; "
+                "--all shows every language",
+                highlight=False,
+            )
         for run, langs in result.only_in.items():
             if langs:
-                console.print(f"only {run} has answers in {', '.join(langs)}", highlight=False)
+                console.print(f"only {run} has answers in {listed(langs)}", highlight=False)
         console.print(sentence(result, b), highlight=False)
     console.print(
         f"\nA: {a}, B: {b}. B-A with its 95 % interval by a paired bootstrap over images; p: of "
         "no difference, adjusted for the number of languages (Holm); McNemar: exact p on "
         "questions, not adjusted; needed: questions that would tell a difference of this size four "
-        "times in five.",
+        f"times in five{'' if console.width >= _WIDE_COLUMNS else f'; unclear: {UNCLEAR}'}.",
         highlight=False,
     )
 
 
-def comparison_table(result: BenchmarkComparison, width: int) -> Table:
+def comparison_table(result: BenchmarkComparison, width: int, is_short: bool = False) -> Table:
     """Makes a table with one row a language, and the average.
 
     Args:
         result: The comparison.
         width: Columns of the terminal.
+        is_short: Rows of the languages in which B-A is least alone, and of scripts for the rest.
     """
     padding, is_wide = ((0, 1), True) if width >= _WIDE_COLUMNS else (0, False)
     numbers = ("A", "B", "B-A", "95 %", "p", "McNemar", "asked", "needed")
@@ -331,22 +350,51 @@ def comparison_table(result: BenchmarkComparison, width: int) -> Table:
         Column("language", no_wrap=True),
         *(Column(head, justify="right", no_wrap=True) for head in numbers),
         Column("B is", no_wrap=is_wide),
-        title=f"{result.name}: {result.headline}",
+        title=f"{result.name}: {result.headline}"
+        + (f", least B-A of {len(result.languages)} languages" if is_short else ""),
         box=box.SIMPLE_HEAD,
         title_justify="left",
         show_edge=False,
         padding=padding,
     )
-    for one in result.languages:
-        table.add_row(language_name(one.lang), *_cells(one))
+    by_lang = {one.lang: one for one in result.languages}
+    if is_short:
+        _add_short_rows(table, by_lang, is_wide)
+    else:
+        for lang, one in by_lang.items():
+            table.add_row(language_name(lang), *_cells(one, is_wide))
     if result.mean:
         table.add_section()
         others = sum(one.lang != ENGLISH for one in result.languages)
-        table.add_row(f"mean of {others}", *_cells(result.mean))
+        table.add_row(f"mean of {others}", *_cells(result.mean, is_wide))
     return table
 
 
-def _cells(one: Comparison) -> list[str]:
+def _add_short_rows(table: Table, by_lang: Mapping[str, Comparison], is_wide: bool) -> None:
+    changes = {lang: one.difference.value for lang, one in by_lang.items() if lang != ENGLISH}
+    worst, rest = worst_and_rest(changes)
+    if ENGLISH in by_lang:
+        table.add_row(language_name(ENGLISH), *_cells(by_lang[ENGLISH], is_wide))
+        table.add_section()
+    for lang in worst:
+        table.add_row(language_name(lang), *_cells(by_lang[lang], is_wide))
+    table.add_section()
+    for langs in rest:
+        found = [by_lang[lang] for lang in langs]
+        cells = _cells(found[0], is_wide) if len(found) == 1 else _group_cells(found)
+        table.add_row(group_name(langs), *cells)
+
+
+def _group_cells(found: Sequence[Comparison]) -> list[str]:
+    a, b = (np.mean([getattr(one, side) for one in found]) for side in ("a", "b"))
+    changes = [one.difference.value for one in found]
+    counts = {verdict: [one.verdict for one in found].count(verdict) for verdict in (BETTER, WORSE)}
+    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    values = [f"{a:.1f}", f"{b:.1f}", f"[bold]{np.mean(changes):+.1f}[/]"]
+    return [*values, f"{min(changes):+.1f}..{max(changes):+.1f}", *[""] * 4, told]
+
+
+def _cells(one: Comparison, is_wide: bool) -> list[str]:
     found = one.difference
     return [
         f"{one.a:.1f}",
@@ -357,7 +405,7 @@ def _cells(one: Comparison) -> list[str]:
         "-" if one.p_mcnemar is None else f"{one.p_mcnemar:.4f}",
         f"{one.num_questions:,}",
         "-" if one.num_needed is None else f"{one.num_needed:,}",
-        f"[{_STYLES[one.verdict]}]{one.verdict}[/]",
+        f"[{_STYLES[one.verdict]}]{one.verdict if is_wide else _NARROW[one.verdict]}[/]",
     ]
 
 
@@ -365,7 +413,7 @@ def sentence(result: BenchmarkComparison, b: Path) -> str:
     """Returns the answer in a sentence."""
     verdicts = (BETTER, WORSE, UNCLEAR)
     groups = {v: [one.lang for one in result.languages if one.verdict == v] for v in verdicts}
-    parts = [f"{verdict} in {', '.join(langs)}" for verdict, langs in groups.items() if langs]
+    parts = [f"{verdict} in {listed(langs)}" for verdict, langs in groups.items() if langs]
     text = f"{result.name}: {b.name or b} is {'; '.join(parts)}"
     if result.mean:
         text += f"; on average it is {result.mean.verdict}"

@@ -32,6 +32,7 @@ from llava.errors import ConfigError, DataError
 from llava.images import open_image
 from lrm_ext.corpus.store import STATUSES, Corpus, CorpusRow, CorpusText
 from lrm_ext.corpus.summary import Summary, summarize
+from lrm_ext.languages.grouping import MAX_ROWS, headed_groups, search_words
 from lrm_ext.languages.registry import language_name
 from lrm_ext.report.render import data_url, render
 from lrm_ext.translate.cache import Cache
@@ -237,7 +238,9 @@ def render_corpus(stats: CorpusStats, *, command: str, with_images: bool = False
         command: What makes the page again.
         with_images: Put small images beside the examples.
     """
-    languages = stats.languages
+    groups = _groups(stats.languages)
+    languages = [found for _, group in groups for found in group]
+    is_many = len(languages) > MAX_ROWS
     names = [found.name for found in languages]
     title = f"Corpus {stats.corpus.path.resolve().name}: English"
     title += f" and {', '.join(names)}" if len(names) < 4 else f" and {len(names)} languages"
@@ -249,6 +252,8 @@ def render_corpus(stats: CorpusStats, *, command: str, with_images: bool = False
         stats=stats,
         summary=stats.summary,
         languages=languages,
+        groups=groups,
+        find={one.name: search_words(one.lang, one.name) for one in languages if is_many},
         total=total,
         num_texts=sum(total[status] for status in STATUSES),
         language_rows=[
@@ -278,13 +283,32 @@ def render_corpus(stats: CorpusStats, *, command: str, with_images: bool = False
     )
 
 
+def _groups(languages: Sequence[LanguageStats]) -> list[tuple[str, list[LanguageStats]]]:
+    """Returns headings and languages: many by script, those first of which least was kept."""
+    if len(languages) <= MAX_ROWS:
+        return [("", list(languages))]
+    by_lang = {found.lang: found for found in languages}
+    kept = {
+        lang: found.statuses["ok"] / found.num_texts if found.num_texts else 1.0
+        for lang, found in by_lang.items()
+    }
+    return [(title, [by_lang[lang] for lang in langs]) for title, langs in headed_groups(kept)]
+
+
 def _reason_rows(languages: Sequence[LanguageStats]) -> list[list[str]]:
-    """Returns one row a reason, one column a language."""
+    """Returns heads and a row a reason with a column a language; of many, a row a language.
+
+    It is empty without a reason.
+    """
     total = sum((found.reasons for found in languages), Counter[tuple[str, str]]())
-    return [
+    rows = [["reason", *(found.name for found in languages)]] + [
         [f"{status}: {reason}", *(f"{found.reasons[status, reason]:,}" for found in languages)]
         for (status, reason), _ in sorted(total.items(), key=lambda c: (c[0][0], -c[1], c[0]))
     ]
+    if len(languages) > MAX_ROWS:
+        rows = [list(column) for column in zip(*rows, strict=True)]
+        rows[0][0] = "language"
+    return rows if total else []
 
 
 def _cost_rows(stats: CorpusStats) -> list[list[str]]:

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import logging
 import mimetypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
+from markupsafe import Markup
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -30,11 +33,30 @@ from lrm_ext.evaluate.report import (
     EvalReport,
     Example,
     GroupScore,
+    Headline,
     LanguageResult,
     mean_of,
 )
+from lrm_ext.evaluate.results import ENGLISH
+from lrm_ext.languages.grouping import (
+    MAX_ROWS,
+    NUM_WORST,
+    group_name,
+    headed_groups,
+    listed,
+    search_words,
+    worst_and_rest,
+)
 from lrm_ext.languages.registry import get_language, list_languages
-from lrm_ext.report.render import data_url, loss_curve, printable, render, terminal_table
+from lrm_ext.report.render import (
+    LabelledPoint,
+    data_url,
+    labelled_scatter,
+    loss_curve,
+    printable,
+    render,
+    terminal_table,
+)
 from lrm_ext.report.training import training_stages
 
 log = logging.getLogger(__name__)
@@ -58,12 +80,25 @@ def percent(value: float | None, digits: int = 1) -> str:
     return NOTHING if value is None else f"{100 * value:.{digits}f}"
 
 
-def print_report(report: EvalReport, console: Console) -> None:
-    """Prints the tables, the remarks and the examples of every benchmark, then the headlines."""
+def print_report(report: EvalReport, console: Console, show_all: bool = False) -> None:
+    """Prints the tables, the remarks and the examples of every benchmark, then the headlines.
+
+    Args:
+        report: The figures.
+        console: Where they are printed.
+        show_all: Show every language, also where there are more than `MAX_ROWS`.
+    """
     for benchmark in report.benchmarks:
+        is_short = not show_all and _is_many(benchmark)
         console.print()
-        console.print(_score_table(benchmark, bool(report.limit), console.width))
-        for remark in remarks(benchmark):
+        console.print(_score_table(benchmark, bool(report.limit), console.width, is_short))
+        if is_short:
+            console.print(
+                "script: number of further languages: their mean, and lowest..highest; "
+                f"{PAGE_FILE} and `lrm report RUN --all` show every language",
+                highlight=False,
+            )
+        for remark in remarks(benchmark, is_short):
             console.print(remark, highlight=False)
         for example in benchmark.examples:
             console.print()
@@ -72,7 +107,8 @@ def print_report(report: EvalReport, console: Console) -> None:
     for benchmark in report.benchmarks:
         if benchmark.headline:
             console.print()
-            console.print(headline_table(benchmark, console.width))
+            is_short = not show_all and _is_many(benchmark)
+            console.print(headline_table(benchmark, console.width, is_short))
             for line in headline_remarks(benchmark):
                 console.print(line, highlight=False)
     if remark := _unreviewed(report):
@@ -92,7 +128,11 @@ def _unreviewed(report: EvalReport) -> str:
     )
 
 
-def _score_table(benchmark: BenchmarkResult, is_limited: bool, width: int) -> Table:
+def _is_many(benchmark: BenchmarkResult) -> bool:
+    return len(benchmark.languages) > MAX_ROWS
+
+
+def _score_table(benchmark: BenchmarkResult, is_limited: bool, width: int, is_short: bool) -> Table:
     """Makes a table with a row a language: yes/no accuracy, its baselines, and the other tasks."""
     yesno = {task for result in benchmark.languages for task in result.yesno_tasks}
     has_yesno = any(result.yesno for result in benchmark.languages)
@@ -100,23 +140,65 @@ def _score_table(benchmark: BenchmarkResult, is_limited: bool, width: int) -> Ta
     heads = ("language", "yes/no" if has_yesno else "accuracy", "95 %", "blind", "majority", *tasks)
     title = f"{benchmark.name}: right answers in percent"
     title += ", some of the questions" if is_limited else ""
-    rows = score_rows(benchmark, "main", tasks)
+    title += f", worst {NUM_WORST} of {len(benchmark.languages)} languages" if is_short else ""
+    rows = score_rows(benchmark, "main", tasks, is_short)
     return terminal_table(title, heads, (_with_bold(row, 1) for row in rows), width)
 
 
 def _with_bold(row: Sequence[str], column: int) -> list[str]:
-    return [*row[:column], f"[bold]{row[column]}[/]", *row[column + 1 :]]
+    return [*row[:column], f"[bold]{row[column]}[/]", *row[column + 1 :]] if row else []
 
 
-def score_rows(benchmark: BenchmarkResult, group: str, tasks: Sequence[str]) -> list[list[str]]:
+def _short_rows(
+    rows: Mapping[str, list[list[str]]],
+    values: Mapping[str, float],
+    group_row: Callable[[Sequence[str]], list[str]],
+) -> list[list[str]]:
+    """Returns the rows of English and of the worst languages, and a row a script for the rest.
+
+    Args:
+        rows: Those of each language.
+        values: What is worst, by language.
+        group_row: Makes the row of several languages.
+    """
+    worst, rest = worst_and_rest({lang: v for lang, v in values.items() if lang != ENGLISH})
+    # an empty row is a line between parts of the table
+    shown: list[list[str]] = [*rows.get(ENGLISH, []), []]
+    shown += [row for lang in worst for row in rows[lang]]
+    shown.append([])
+    for langs in rest:
+        shown += rows[langs[0]] if len(langs) == 1 else [group_row(langs)]
+    return shown
+
+
+def _range(values: Iterable[float]) -> str:
+    ordered = sorted(values)
+    return f"{ordered[0]:.1f}..{ordered[-1]:.1f}"
+
+
+def score_rows(
+    benchmark: BenchmarkResult, group: str, tasks: Sequence[str], is_short: bool = False
+) -> list[list[str]]:
     """Returns a row a language, and the mean of the others where there are several.
 
     Args:
         benchmark: The results.
         group: Whose accuracy and baselines stand first: `main` or `total`.
         tasks: Whose accuracy follows.
+        is_short: Rows of the worst languages alone, and of scripts for the rest.
     """
-    rows = [_score_row(result.name, [result], group, tasks) for result in benchmark.languages]
+    by_lang = {result.lang: result for result in benchmark.languages}
+    found = {lang: [_score_row(r.name, [r], group, tasks)] for lang, r in by_lang.items()}
+    shares = {lang: getattr(result, group).accuracy for lang, result in by_lang.items()}
+
+    def group_row(langs: Sequence[str]) -> list[str]:
+        row = _score_row(group_name(langs), [by_lang[lang] for lang in langs], group, tasks)
+        row[2] = _range(100 * shares[lang] for lang in langs)
+        return row
+
+    rows = [row for own in found.values() for row in own]
+    if is_short:
+        rows = _short_rows(found, shares, group_row)
     others = benchmark.others()
     if len(others) > 1:
         rows.append(_score_row(f"mean of {len(others)}", others, group, tasks))
@@ -138,18 +220,29 @@ def _score_row(
     ]
 
 
-def remarks(benchmark: BenchmarkResult) -> list[str]:
-    """Says what the figures do not: answers that are empty, cut, or in another language."""
+def remarks(benchmark: BenchmarkResult, is_short: bool = False) -> list[str]:
+    """Says what the figures do not: answers that are empty, cut, or in another language.
+
+    Args:
+        benchmark: The results.
+        is_short: Name the worst languages alone, and how many others there are.
+    """
     lines = [
         "blind: the same model shown an empty image; majority: always each task's commonest "
         "answer; mean: without English"
     ]
+    join: Callable[[Iterable[str]], str] = listed if is_short else ", ".join
     for name, what in _COUNTS.items():
         counts = {result.lang: getattr(result.total, name) for result in benchmark.languages}
-        if any(counts.values()):
-            shown = ", ".join(f"{lang} {count}" for lang, count in counts.items() if count)
-            lines.append(f"answers {what}: {shown}")
+        if is_short:
+            counts = dict(sorted(counts.items(), key=lambda pair: -pair[1]))
+        if total := sum(counts.values()):
+            shown = join(f"{lang} {count}" for lang, count in counts.items() if count)
+            in_all = f" {total:,} in all;" if is_short else ""
+            lines.append(f"answers {what}:{in_all} {shown}")
     shares = {result.lang: result.total.fidelity for result in benchmark.languages}
+    if is_short:
+        shares = dict(sorted(shares.items(), key=lambda pair: 1 if pair[1] is None else pair[1]))
     strayed = [
         f"{lang} {percent(share)} %"
         for lang, share in shares.items()
@@ -157,13 +250,11 @@ def remarks(benchmark: BenchmarkResult) -> list[str]:
     ]
     if strayed:
         rest = "; all elsewhere" if len(strayed) < len(shares) else ""
-        lines.append(
-            f"answers in the language of the question (fidelity): {', '.join(strayed)}{rest}"
-        )
+        lines.append(f"answers in the language of the question (fidelity): {join(strayed)}{rest}")
     low = [lang for lang, share in shares.items() if share is not None and share < LOW_FIDELITY]
     if low:
         lines.append(
-            f"fidelity is below {percent(LOW_FIDELITY, 0)} % in {', '.join(low)}: there the model "
+            f"fidelity is below {percent(LOW_FIDELITY, 0)} % in {join(low)}: there the model "
             "often answers in another language; see docs/training.md, What the literature found"
         )
     return lines
@@ -183,48 +274,70 @@ def _print_example(example: Example, console: Console) -> None:
     console.print(table)
 
 
-def headline_table(benchmark: BenchmarkResult, width: int) -> Table:
+def headline_table(benchmark: BenchmarkResult, width: int, is_short: bool = False) -> Table:
     """Makes a table with one row a language and mode of reading.
 
     Args:
         benchmark: The results; some language has a headline.
         width: Columns of the terminal.
+        is_short: Rows of the worst languages alone, and of scripts for the rest.
     """
     assert benchmark.headline is not None
     name = benchmark.headline.name
     heads = ("language", "read as", name, "95 %", "blind", "answered", "unread", "fidelity")
-    rows = (_with_bold(row, 2) for row in headline_rows(benchmark))
+    rows = (_with_bold(row, 2) for row in headline_rows(benchmark, is_short=is_short))
     table = terminal_table(f"{benchmark.name}: {name}", heads, rows, width)
     table.columns[1].justify = "left"
     return table
 
 
-def headline_rows(benchmark: BenchmarkResult, ratio: str = "{}/{}") -> list[list[str]]:
+def headline_rows(
+    benchmark: BenchmarkResult, ratio: str = "{}/{}", is_short: bool = False
+) -> list[list[str]]:
     """Returns a row a language and mode of reading, and the mean of the others.
 
     Args:
         benchmark: The results.
         ratio: How a number and what it is of are written.
+        is_short: Rows of the worst languages alone, and of scripts for the rest.
     """
-    rows: list[list[str]] = []
-    for result in benchmark.languages:
-        for headline in result.headlines:
-            counts, faith = headline.details["counts"], headline.details["fidelity"]
-            rows.append([
-                result.name,
-                headline.mode,
-                f"{headline.value:.2f}",
-                f"{headline.low:.1f}-{headline.high:.1f}",
-                NOTHING if headline.blind is None else f"{headline.blind:.2f}",
-                ratio.format(counts["answered"], counts["questions"]),
-                f"{counts['unparsed']:,}",
-                ratio.format(faith["in_language"], faith["decided"]),
-            ])  # fmt: skip
+    found = {
+        result.lang: [_headline_row(result.name, headline, ratio) for headline in result.headlines]
+        for result in benchmark.languages
+        if result.headlines
+    }
     # the last mode is the one that every language is read in
-    others = [result.headlines[-1].value for result in benchmark.others() if result.headlines]
+    values = {r.lang: r.headlines[-1].value for r in benchmark.languages if r.headlines}
+
+    def mean_row(name: str, langs: Sequence[str]) -> list[str]:
+        return [name, LOCAL, f"{fmean(values[lang] for lang in langs):.2f}", *[""] * 5]
+
+    def group_row(langs: Sequence[str]) -> list[str]:
+        row = mean_row(group_name(langs), langs)
+        row[3] = _range(values[lang] for lang in langs)
+        return row
+
+    rows = [row for own in found.values() for row in own]
+    if is_short:
+        rows = _short_rows(found, values, group_row)
+    others = [lang for lang in values if lang != ENGLISH]
     if len(others) > 1:
-        rows.append([f"mean of {len(others)}", LOCAL, f"{fmean(others):.2f}", *[""] * 5])
+        rows.append(mean_row(f"mean of {len(others)}", others))
     return rows
+
+
+def _headline_row(name: str, headline: Headline, ratio: str) -> list[str]:
+    counts, faith = headline.details["counts"], headline.details["fidelity"]
+    return [
+        name,
+        headline.mode,
+        f"{headline.value:.2f}",
+        f"{headline.low:.1f}-{headline.high:.1f}",
+        NOTHING if headline.blind is None else f"{headline.blind:.2f}",
+        ratio.format(counts["answered"], counts["questions"]),
+        f"{counts['unparsed']:,}",
+        ratio.format(faith["in_language"], faith["decided"]),
+    ]
 
 
 def headline_remarks(benchmark: BenchmarkResult) -> list[str]:
@@ -260,12 +373,17 @@ def write_report(report: EvalReport, folder: Path, model_path: Path) -> Path:
             return ""
         return data_url(mimetypes.guess_type(path.name)[0] or "image/jpeg", path.read_bytes())
 
+    report = replace(report, benchmarks=tuple(map(_in_order, report.benchmarks)))
     codes = {result.lang for benchmark in report.benchmarks for result in benchmark.languages}
     number = f"{_in_words(len(codes))} language{'s' if len(codes) > 1 else ''}"
     page = render(
         "report.html",
         title=f"{report.model_id} in {number}",
         report=report,
+        has_filter=any(map(_is_many, report.benchmarks)),
+        gap_map=_gap_map,
+        by_script=_groups,
+        search_words=_search_words,
         stages=training_stages(model_path),
         commas="{:,}".format,
         figure_rows=_figure_rows,
@@ -278,10 +396,51 @@ def write_report(report: EvalReport, folder: Path, model_path: Path) -> Path:
         mean_of=mean_of,
         percent=percent,
         printable=printable,
-        remarks=remarks,
+        remarks=lambda benchmark: remarks(benchmark, _is_many(benchmark)),
     )
     write_atomically(folder / PAGE_FILE, page)
     return folder / PAGE_FILE
+
+
+def _groups(benchmark: BenchmarkResult) -> list[tuple[str, list[LanguageResult]]]:
+    """Returns headings and languages: one group without a heading, or by script if they are many.
+
+    Of scripts and of the languages of each the worst come first; scripts of one language are last.
+    """
+    if not _is_many(benchmark):
+        return [("", list(benchmark.languages))]
+    by_lang = {result.lang: result for result in benchmark.languages}
+    groups = headed_groups({lang: one.main.accuracy for lang, one in by_lang.items()})
+    return [(heading, [by_lang[lang] for lang in langs]) for heading, langs in groups]
+
+
+def _search_words(result: LanguageResult) -> str:
+    return search_words(result.lang, result.name, result.native_name)
+
+
+def _gap_map(benchmark: BenchmarkResult) -> tuple[Markup, list[str]] | None:
+    """Draws right answers over fidelity, a mark a language; names languages without fidelity.
+
+    Returns:
+        None where there are few languages, or none with a fidelity.
+    """
+    without = [result.lang for result in benchmark.languages if result.total.fidelity is None]
+    if not _is_many(benchmark) or len(without) == len(benchmark.languages):
+        return None
+    points = [
+        LabelledPoint(
+            label=result.lang,
+            words=f"{result.name}: {percent(result.main.accuracy)} percent right, "
+            f"{percent(result.total.fidelity)} in the language of the question",
+            search=_search_words(result),
+            x=100 * result.main.accuracy,
+            y=100 * result.total.fidelity,
+        )
+        for result in benchmark.languages
+        if result.total.fidelity is not None
+    ]
+    axes = ("right answers, %", "in the language of the question, %")
+    return labelled_scatter(points, axes, 100 * LOW_FIDELITY), without
 
 
 def _in_words(number: int) -> str:
@@ -296,11 +455,32 @@ def _mean_bar(results: Sequence[LanguageResult], task: str) -> tuple[dict[str, A
     return {**means, "low": min(shares, default=0), "high": max(shares, default=0)}, len(groups)
 
 
+def _in_order(benchmark: BenchmarkResult) -> BenchmarkResult:
+    """Returns the benchmark with its languages in the order of the page."""
+    languages = tuple(result for _, results in _groups(benchmark) for result in results)
+    return replace(benchmark, languages=languages)
+
+
 def _figure_rows(benchmark: BenchmarkResult) -> list[list[str]]:
-    """Returns every figure of a benchmark; the mean has no fidelity."""
+    """Returns heads and every figure of a benchmark; the mean has no fidelity.
+
+    Doubtful answers have columns where there are too many languages to name them in remarks.
+    """
+    heads = ["language", "all", "95 %", "blind", "majority", *benchmark.tasks, "fidelity"]
+    counts = [
+        name
+        for name in _COUNTS
+        if _is_many(benchmark) and any(getattr(r.total, name) for r in benchmark.languages)
+    ]
+    more = [
+        [percent(one.total.fidelity), *(f"{getattr(one.total, name):,}" for name in counts)]
+        for one in benchmark.languages
+    ]
     rows = score_rows(benchmark, "total", benchmark.tasks)
-    shares = [percent(result.total.fidelity) for result in benchmark.languages]
-    return [[*row, share] for row, share in zip(rows, [*shares, ""], strict=False)]
+    rows = [
+        [*row, *cells] for row, cells in zip_longest(rows, more, fillvalue=[""] * (1 + len(counts)))
+    ]
+    return [[*heads, *(name.removeprefix("num_") for name in counts)], *rows]
 
 
 _DOUBTFUL: Final = {

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from statistics import fmean
 from typing import Any, Final
@@ -27,6 +28,9 @@ from lrm_ext.languages.registry import text_direction
 BLUE, ORANGE, GREEN, SKY, PINK = "#0072B2", "#D55E00", "#009E73", "#56B4E9", "#CC79A7"
 MAX_CURVE_POINTS: Final = 200
 WIDE_COLUMNS: Final = 100
+# of a plot with labels on a phone and on a wide page; its height, as in charts.html
+_WIDTHS_PX: Final = (300, 750)
+_PLOT_HEIGHT_PX: Final = 300
 
 
 @cache
@@ -92,6 +96,114 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float], name: str) -> Mark
     return Markup(charts.loss_curve(words, points, grid, f"{steps[-1]:,}"))
 
 
+@dataclass(frozen=True)
+class LabelledPoint:
+    """A point of a plot with its label.
+
+    Attributes:
+        label: Short, such as the code of a language.
+        words: What it says, in words.
+        search: What the filter of the page finds it by.
+        x: In percent.
+        y: In percent.
+    """
+
+    label: str
+    words: str
+    search: str
+    x: float
+    y: float
+
+
+def labelled_scatter(
+    points: Sequence[LabelledPoint], axes: tuple[str, str], level: float
+) -> Markup:
+    """Draws labelled points; labels that would cover each other are moved aside and tied to theirs.
+
+    Args:
+        points: At least one.
+        axes: What x and y are.
+        level: Of y, where a line is drawn; below it points are marked.
+    """
+    xs, ys = ([getattr(point, axis) for point in points] for axis in ("x", "y"))
+    x_axis, y_axis = (_percent_axis(min(values), max(values)) for values in (xs, ys))
+
+    def place(value: float, axis: Sequence[int]) -> float:
+        return 100 * (value - axis[0]) / (axis[-1] - axis[0])
+
+    at = [(place(x, x_axis), 100 - place(y, y_axis)) for x, y in zip(xs, ys, strict=True)]
+    labels = _label_offsets(at, [point.label for point in points])
+    lowest = min(points, key=lambda point: point.x)
+    charts: Any = _templates().get_template("charts.html").module
+    return Markup(
+        charts.scatter(
+            words=f"{axes[1]} over {axes[0]}: {len(points)} points; the least of x is "
+            f"{lowest.words}; all figures are in the table below",
+            marks=list(zip(points, at, labels, strict=True)),
+            ticks=[[(tick, place(tick, axis)) for tick in axis] for axis in (x_axis, y_axis)],
+            axes=axes,
+            level=100 - place(level, y_axis) if level > y_axis[0] else None,
+            is_low=[point.y < level for point in points],
+        )
+    )
+
+
+def _percent_axis(low: float, high: float) -> range:
+    """Returns the ticks of an axis of percentages around the values."""
+    step = 5 if high - low <= 25 else 10 if high - low <= 50 else 20
+    start = min(math.floor(low / step), math.ceil(high / step) - 1) * step
+    return range(start, math.ceil(high / step) * step + 1, step)
+
+
+def _label_offsets(
+    at: Sequence[tuple[float, float]], labels: Sequence[str]
+) -> list[tuple[float, float]]:
+    """Returns how far the middle of each label is from its point, in pixels.
+
+    Args:
+        at: Points, in percent of the plot.
+        labels: As many.
+    """
+    # of a place that is free on a phone another label may be near on a wider page, so try both
+    points = [[(width * x / 100, _PLOT_HEIGHT_PX * y / 100) for x, y in at] for width in _WIDTHS_PX]
+    taken = [[(x - 4, y - 4, x + 4, y + 4) for x, y in own] for own in points]
+
+    def cost(number: int, half: float, dx: float, dy: float) -> float:
+        total = 0.0
+        for own, boxes in zip(points, taken, strict=True):
+            left, top, right, bottom = _around(own[number], half, dx, dy)
+            total += 1000 * (top < -8 or bottom > _PLOT_HEIGHT_PX or left < 0)
+            for a, b, c, d in boxes:
+                total += max(0.0, min(right, c) - max(left, a)) * max(
+                    0.0, min(bottom, d) - max(top, b)
+                )
+        return total
+
+    offsets: list[tuple[float, float]] = []
+    for number, label in enumerate(labels):
+        half = 3.8 * len(label)
+        tries = [
+            ((half + 5 + far) * math.cos(angle), (10 + far) * math.sin(angle))
+            for far in range(0, 72, 8)
+            for angle in (math.tau * turn / 16 for turn in range(16))
+        ]
+        # the nearest that is free: `tries` are in order of distance
+        free = (offset for offset in tries if not cost(number, half, *offset))
+        dx, dy = next(free, None) or min(tries, key=lambda offset: cost(number, half, *offset))
+        for own, boxes in zip(points, taken, strict=True):
+            boxes.append(_around(own[number], half, dx, dy))
+        offsets.append((dx, dy))
+    return offsets
+
+
+def _around(
+    point: tuple[float, float], half: float, dx: float, dy: float
+) -> tuple[float, float, float, float]:
+    """Returns left, top, right and bottom of a label."""
+    x, y = point[0] + dx, point[1] + dy
+    return x - half, y - 6, x + half, y + 6
+
+
 def log_ticks(low: float, high: float) -> list[float]:
     """Returns the round values (1, 2, 5 times a power of ten) between two positive numbers."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -112,7 +224,8 @@ def terminal_table(
     Args:
         title: Stands above it.
         heads: The first column is words, the others are numbers.
-        rows: Cells, with rich's markup. A row of means, which begins with "mean", is set apart.
+        rows: Cells, with rich's markup. A row of means, which begins with "mean", is set apart; an
+            empty row sets apart what follows.
         width: Columns of the terminal; 0 if there are enough.
         options: Of rich's table.
     """
@@ -124,7 +237,8 @@ def terminal_table(
     for number, head in enumerate(heads):
         table.add_column(head, justify="right" if number else "left", no_wrap=True)
     for row in rows:
-        if row[0].startswith("mean "):
+        if not row or row[0].startswith("mean "):
             table.add_section()
-        table.add_row(*row)
+        if row:
+            table.add_row(*row)
     return table

@@ -1,14 +1,18 @@
 """Two runs side by side: the verdicts, and what cannot be compared."""
 
+import dataclasses
+import io
 import json
+import re
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 from llava.errors import DataError
 from lrm_ext.evaluate import commands
-from lrm_ext.evaluate.compare import compare_runs, sentence
+from lrm_ext.evaluate.compare import compare_runs, print_comparison, sentence
 from lrm_ext.evaluate.report import score_run
 from lrm_ext.evaluate.runner import run_evaluation
 
@@ -121,8 +125,6 @@ def test_a_run_and_itself_are_not_told_apart(runs):
 
 def test_runs_of_the_runner_are_compared(config, tmp_path):
     """Answers to a benchmark of plain questions, which name no kind."""
-    import dataclasses
-
     from toy_benchmark import FakeAnswerer
 
     class Yes(FakeAnswerer):
@@ -137,3 +139,36 @@ def test_runs_of_the_runner_are_compared(config, tmp_path):
     english, croatian = result.languages
     assert (croatian.a, croatian.b) == (100, pytest.approx(100 / 3))
     assert english.only_b == 0 and english.a > english.b
+
+
+def test_of_many_languages_the_worst_are_rows_and_the_rest_scripts(runs):
+    (result,) = compare_runs(*runs, num_replicates=50)
+    english, czech, german = result.languages
+    codes = ["hr", "ru", *(f"q{chr(97 + i)}" for i in range(20))]
+    others = [
+        dataclasses.replace(
+            czech,
+            lang=lang,
+            verdict="better",
+            difference=dataclasses.replace(czech.difference, value=float(i)),
+        )
+        for i, lang in enumerate(codes)
+    ]
+    many = dataclasses.replace(result, languages=(english, *others, czech, german))
+
+    def printed(width, show_all=False):
+        console = Console(file=io.StringIO(), width=width)
+        print_comparison([many], *runs, console, show_all)
+        return console.file.getvalue()
+
+    text = printed(80)
+    assert max(map(len, text.splitlines())) <= 80 and "\u2026" not in text
+    rows = [line.split() for line in text.splitlines() if re.search(r"\d\.\.[+-]\d", line)]
+    # English, the ten of the least difference, the others without a file, Czech
+    assert [row[0] for row in rows[:4]] == ["English", "German", "Croatian", "Russian"]
+    assert [row[0] for row in rows[11:13]] == ["Czech", "other:"] and len(rows) == 14
+    assert rows[12][-2:] == ["13", "better"]
+    assert rows[12][4:6] == ["+15.0", "+9.0..+21.0"]
+    words = " ".join(text.split())
+    assert "unclear: not distinguishable" in words and "better in hr, ru, qa" in words
+    assert "other:" not in printed(140, show_all=True) and "qt " in printed(140, show_all=True)

@@ -20,6 +20,8 @@ from lrm_ext.corpus.store import Corpus, CorpusRow, CorpusText
 from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.report.corpus_report import (
     MAX_SHOWN,
+    CorpusStats,
+    LanguageStats,
     corpus_stats,
     figures_of,
     render_corpus,
@@ -246,3 +248,31 @@ def test_a_corpus_of_english_only(tmp_path):
         writer.append(CorpusRow("a", None, None, None, True, turns("Hi", "Ho")), {})
     text = Page(report(tmp_path / "c", tmp_path / "report.html")).text
     assert "There is no text in another language yet" in text and "1 rows are text only" in text
+
+
+def test_many_languages_are_grouped_by_script_and_found_by_a_filter(corpus):
+    opened = Corpus.open(corpus)
+    stats = corpus_stats(opened)
+    assert "data-find" not in render_corpus(stats, command="")
+    languages = []
+    for i, lang in enumerate(["hr", "cs", "ru", *(f"q{chr(97 + i)}" for i in range(20))]):
+        statuses = Counter({"ok": 40 - i, "rejected": i})
+        reasons = Counter({("rejected", f"reason{i % 3}"): i}) if i else Counter()
+        name = {"hr": "Croatian", "cs": "Czech", "ru": "Russian"}.get(lang, lang)
+        languages.append(LanguageStats(lang, name, statuses, reasons))
+    many = CorpusStats(opened, stats.summary, languages, None, 0)
+    html = render_corpus(many, command="")
+    page = Page(html)
+    headings = ["Latin: 2", "Scripts of one language: 1", "Codes without a language file: 20"]
+    places = [page.text.index(heading) for heading in headings]
+    assert places == sorted(places)
+    # least kept first
+    assert page.text.index("Czech") < page.text.index("Croatian")
+    found = [value for _, name, value in page.attributes if name == "data-find"]
+    # a bar, the counts, the reasons and the examples of each
+    assert len(found) == 4 * 23 and len(set(found)) == 23 and "hr croatian latin" in found
+    reasons = html.partition("Why texts were not kept")[2]
+    assert '<th scope="col">rejected: reason2</th>' in reasons.partition("</thead>")[0]
+    russian = reasons.partition('data-find="ru russian cyrillic"')[2].partition("</tr>")[0]
+    # two of its texts were rejected, both for the reason that is last because it is the rarest
+    assert russian == "><td>Russian</td><td>0</td><td>0</td><td>2</td>"

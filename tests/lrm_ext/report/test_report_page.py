@@ -12,6 +12,7 @@ from rich.console import Console
 from llava.errors import DataError
 from lrm_ext.evaluate.report import EvalReport, ExampleAnswer, Headline
 from lrm_ext.report.evaluation import print_report, write_report
+from lrm_ext.report.render import LabelledPoint, labelled_scatter
 
 
 @pytest.fixture
@@ -193,3 +194,93 @@ def test_low_fidelity_is_said_in_tables_and_page(folder):
         (said,) = re.findall(r"(?i)fidelity is below 90 % in ([^:]*):", text)
         assert sorted(said.split(", ")) == ["hr", "zh"]
     assert "idelity is below" not in Page(render(folder)).text
+
+
+# as many as ship, so that it does not matter whether all of them do already
+FIFTY = tuple(
+    "en cs de fr hr it ro ru es zh am ar bg bn da el fa fi fil ga he hi hu id ig ja jv ko lt mi mn "
+    "ms ne nl no pl pt qu si sr su sv sw ta te th tr uk ur vi".split()
+)
+SCRIPTS = {"ar": "Arabic", "fa": "Arabic", "ur": "Arabic", "th": "Thai", "xx": "other"} | {
+    code: "Cyrillic" for code in ("ru", "bg", "uk", "mn", "sr")
+}
+
+
+@pytest.fixture
+def many(folder, monkeypatch):
+    """Fifty languages and a stranger, each less right than the one before down to 30 %."""
+    name = "lrm_ext.languages.grouping.script_name"
+    monkeypatch.setattr(name, lambda code: SCRIPTS.get(code, "Latin"))
+    (benchmark,) = make_report(folder, languages=(*FIFTY, "xx")).benchmarks
+    languages = tuple(
+        dataclasses.replace(
+            one, headlines=(Headline("accuracy", "local", 100 * one.main.accuracy, 0, 1, "", None, {
+                "counts": {"answered": 9, "questions": 9, "unparsed": 0},
+                "fidelity": {"in_language": 9, "decided": 9}, "num_categories": 1,
+            }),),
+        )
+        for one in benchmark.languages
+    )  # fmt: skip
+    benchmark = dataclasses.replace(benchmark, languages=languages)
+    return dataclasses.replace(make_report(folder), benchmarks=(benchmark,))
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_of_fifty_languages_the_worst_are_rows_and_the_rest_scripts(many, width):
+    text = printed(many, width)
+    assert "\u2026" not in text and max(map(len, text.splitlines())) <= width
+    for table in text.split("scenes: accuracy"):
+        rows = [line for line in table.splitlines() if re.search(r"\d-\d|\d\.\.\d", line)]
+        # English, the worst ten, three scripts, a script of one language, and the stranger
+        assert len(rows) == 1 + 10 + 3 + 1 + 1, table
+        assert rows[0].split()[0] == "English" and "Latin: 31" in table
+    row = next(line for line in text.splitlines() if "Cyrillic: 4" in line)
+    # Russian, Bulgarian, Mongolian, Ukrainian: Serbian is one of the worst ten
+    assert row.split()[2:4] == ["56.5", "30.0..84.0"]
+    words = " ".join(text.split())
+    assert "153 in all; en 3, cs 3," in words and "and 41 more" in words
+    assert "`lrm report RUN --all`" in words
+
+
+def test_every_language_is_printed_on_request(many):
+    console = Console(file=io.StringIO(), width=140)
+    print_report(many, console, show_all=True)
+    text = console.file.getvalue()
+    (benchmark,) = many.benchmarks
+    shown = [line.split()[0] for line in text.splitlines() if line.strip()]
+    assert {result.name.split()[0] for result in benchmark.languages} <= set(shown)
+    assert "Cyrillic:" not in text and "more" not in text
+
+
+def test_page_of_fifty_languages_groups_filters_and_maps(many, folder):
+    html = write_report(with_fidelity(many, {"sw": 0.31, "th": None}), folder, folder.parent)
+    html = html.read_text(encoding="utf-8")
+    page = Page(html)
+    assert "Cyrillic: 5, mean" in page.text and "Arabic: 3, mean" in page.text
+    assert "Scripts of one language: 1" in page.text
+    assert "Codes without a language file: 1" in page.text
+    found = [value for tag, name, value in page.attributes if name == "data-find"]
+    assert len(set(found)) == 51 and "ru russian русский cyrillic" in found
+    # bars, both tables, and the map, which lacks the one without fidelity
+    assert len(found) == 4 * 51 - 1
+    assert "no answer is in any language (figures only): th" in page.text
+    swahili = html.partition("31.0 in the language of the question</title>")[2].partition("</g>")[0]
+    assert '<circle class="blind"' in swahili and ">sw</text>" in swahili
+    assert page.text.count("Map of gaps") == 1 and '<label for="filter">' in html
+    assert not re.search(r"https?://|@import|url\(|<link|src=\"(?!data:)", html)
+
+
+def test_labels_of_a_map_do_not_cover_each_other():
+    points = [LabelledPoint(f"l{i}", "", "", x=90 + i % 7, y=95 + i // 7 * 0.5) for i in range(40)]
+    html = labelled_scatter(points, ("x", "y"), 90)
+    number = r'"([-\d.]+)%?"'
+    place = f'<svg x={number} y={number}>.*?class="name" x={number} y={number}'
+    marks = re.findall(place, html)
+    assert len(marks) == 40
+    for width in (300, 750):
+        at = [
+            (width * float(x) / 100 + float(dx), 3 * float(y) + float(dy)) for x, y, dx, dy in marks
+        ]
+        for i, (x, y) in enumerate(at):
+            for a, b in at[:i]:
+                assert abs(x - a) > 15 or abs(y - b) > 11.5, (width, i)
