@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 from llava.errors import ConfigError, DataError
 from lrm_ext.evaluate.results import ENGLISH
 from lrm_ext.languages import language_name
+from lrm_ext.languages.grouping import MAX_ROWS
 from lrm_ext.report.render import BLUE, GREEN, ORANGE, PINK, SKY
 from lrm_ext.report.settings import Cell, ScoredBenchmark
 
@@ -48,6 +50,8 @@ def _values(cells: Iterable[Cell]) -> list[float]:
 def languages_figure(benchmarks: Sequence[ScoredBenchmark], style: str = "bars") -> Figure:
     """Draws Figure 1: every setting in every language, a panel a benchmark.
 
+    Bars of more than `MAX_ROWS` languages are in several panels, one below the other.
+
     Args:
         benchmarks: As `score_settings` returns them, with at most six settings.
         style: `bars` or `radar`.
@@ -57,6 +61,8 @@ def languages_figure(benchmarks: Sequence[ScoredBenchmark], style: str = "bars")
     """
     if style not in ("bars", "radar"):
         raise ConfigError(f"--style {style}: expected bars or radar")
+    if style == "bars":
+        benchmarks = [part for one in benchmarks for part in _parts(one)]
     num, num_settings = len(benchmarks), len(benchmarks[0].cells)
     if num_settings > len(_COLOURS):
         raise ConfigError(f"{num_settings} settings; expected at most {len(_COLOURS)} in a figure")
@@ -75,6 +81,18 @@ def languages_figure(benchmarks: Sequence[ScoredBenchmark], style: str = "bars")
     figure.legend(handles, names, loc="outside upper center", ncols=min(3, len(names)),
                   frameon=False)  # fmt: skip
     return figure
+
+
+def _parts(one: ScoredBenchmark) -> list[ScoredBenchmark]:
+    """Splits a benchmark into parts of at most `MAX_ROWS` languages, of about equal size."""
+    num = -(-len(one.languages) // MAX_ROWS)
+    size = -(-len(one.languages) // num)
+    starts = range(0, len(one.languages), size)
+    parts = []
+    for langs in (one.languages[start : start + size] for start in starts):
+        cells = {name: {lang: own[lang] for lang in langs} for name, own in one.cells.items()}
+        parts.append(replace(one, languages=langs, cells=cells))
+    return parts
 
 
 def _bars(axes: Axes, one: ScoredBenchmark) -> None:
@@ -149,6 +167,8 @@ def ratio_of(label: str) -> float:
 def ratio_figure(scored: ScoredBenchmark) -> Figure:
     """Draws Figure 6: the score over the ratio of non-English to English data, a line a language.
 
+    Lines of more than `MAX_ROWS` languages cannot be told apart: they are grey.
+
     Args:
         scored: One benchmark; the label of each setting names its ratio.
 
@@ -169,8 +189,12 @@ def ratio_figure(scored: ScoredBenchmark) -> Figure:
             "linestyle": _LINES[number % len(_LINES)],
             "marker": _MARKERS[number % len(_MARKERS)], "ms": 5,
         }  # fmt: skip
-        cells = [scored.cells[label][lang] for label in ordered]
-        lines.append((language_name(lang), cells, look))
+        name = language_name(lang)
+        if len(scored.others) > MAX_ROWS:
+            look = {"color": "#999999", "lw": 0.8, "alpha": 0.7}
+            # matplotlib leaves a label with this beginning out of the legend
+            name = f"_{name}" if number else f"each of {len(scored.others)} languages"
+        lines.append((name, [scored.cells[label][lang] for label in ordered], look))
     bold: dict[str, Any] = {"color": "black", "lw": 3, "ms": 7}
     if len(scored.others) > 1:
         name = f"mean of {len(scored.others)} without English"

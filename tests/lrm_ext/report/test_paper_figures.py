@@ -195,3 +195,20 @@ def test_a_figure_that_cannot_be_drawn_or_written_leaves_no_file(tmp_path, monke
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
+
+
+def test_of_many_languages_bars_are_in_several_panels_and_lines_are_grey(runs, monkeypatch):
+    monkeypatch.setattr("lrm_ext.report.plots.MAX_ROWS", 2)
+    scored = score_settings([setting("50", runs[1]), setting("100", runs[0])])
+    upper, lower = languages_figure(scored).axes
+    assert [[t.get_text() for t in axes.get_xticklabels()] for axes in (upper, lower)] == [
+        ["English", "Czech"], ["German", "Chinese"],
+    ]  # fmt: skip
+    assert [bar.get_height() for bar in lower.containers[0]] == [70, 100]
+    figure = ratio_figure(scored[0])
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "English", "mean of 3 without English", "each of 3 languages",
+    ]  # fmt: skip
+    (axes,) = figure.axes
+    assert sum(line.get_color() == "#999999" for line in axes.lines) >= 3
