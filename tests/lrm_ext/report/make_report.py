@@ -11,7 +11,7 @@ from lrm_ext.evaluate.report import (
     LanguageResult,
 )
 from lrm_ext.evaluate.statistics import wilson_interval
-from lrm_ext.languages.registry import PAPER_LANGUAGES, get_language
+from lrm_ext.languages.registry import PAPER_LANGUAGES, get_language, list_languages
 
 TASKS = ("existence", "naming", "position", "counting", "color", "category")
 
