@@ -122,10 +122,8 @@ def _unreviewed(report: EvalReport) -> str:
     unsigned = [code for code in known if not get_language(code).reviewed]
     if not unsigned:
         return ""
-    return (
-        f"not signed by a native reader: {', '.join(unsigned)}; `lrm languages review CODE` shows "
-        "the texts."
-    )
+    named = ", ".join(unsigned) if len(unsigned) <= MAX_ROWS else f"{len(unsigned)} languages"
+    return f"not signed by a native reader: {named}; `lrm languages review CODE` shows the texts."
 
 
 def _is_many(benchmark: BenchmarkResult) -> bool:
