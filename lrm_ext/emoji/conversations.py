@@ -272,6 +272,7 @@ def caption_turns(scene: Scene, lang: str) -> tuple[Turn, ...]:
     return _turns([caption(scene, lang, phrasing)])
 
 
+@functools.lru_cache(maxsize=16)  # a scene is asked about in many languages, one after the other
 def questions_of(scene: Scene) -> tuple[SceneQuestion, ...]:
     """Returns the four questions of the conversation about a scene, the same in every language."""
     return make_questions(scene, _rng("questions", scene))
