@@ -149,6 +149,8 @@ class Thresholds(Confusable, frozen=True, forbid_unknown_fields=True):
         return msgspec.structs.replace(self, limits={**self.limits, **limits})
 
 
+# Their languages have articles or none, but no words for kinds of things, and end each sentence.
+EUROPEAN_SCRIPTS = frozenset({"Latn", "Cyrl", "Grek"})
 # Characters for each character of English where a file does not have the `length_ratio`, by script:
 # means of the built-in sentences and of the captions of Debian's tuxpaint-stamps-default.
 _SCRIPT_RATIOS: Mapping[str, float] = MappingProxyType(

@@ -31,7 +31,14 @@ import regex
 
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translate.protect import damaged_parts, find_spans
-from lrm_ext.translate.quality.base import QUOTES, ROMAN, Measured, TextPair, Thresholds
+from lrm_ext.translate.quality.base import (
+    EUROPEAN_SCRIPTS,
+    QUOTES,
+    ROMAN,
+    Measured,
+    TextPair,
+    Thresholds,
+)
 
 _DIGITS = re.compile(r"\d+(?:[.,:/×٫٬’\u00a0\u202f ]\d{3})*(?:[.,:/×٫]\d+)*")
 _DIGIT = re.compile(r"\d")
@@ -58,8 +65,8 @@ def check_numbers(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     missing, extra = Counter(source) - Counter(target), Counter(target) - Counter(source)
     missing -= _restated(pair.source)
     extra -= _restated(pair.target)
-    if _ARTICLE.search(pair.source):
-        del extra["1"]  # "a cup" is 1 with a word for its kind in Thai, Japanese, Vietnamese
+    if extra["1"] and not _is_european(pair.target_lang) and _ARTICLE.search(pair.source):
+        del extra["1"]  # "a cup" is 1 with a word for its kind in Thai and Japanese
     if missing or extra:
         in_source = spelled_numbers(pair.source, pair.source_lang)
         in_target = spelled_numbers(pair.target, pair.target_lang)
@@ -71,6 +78,10 @@ def check_numbers(pair: TextPair, thresholds: Thresholds) -> Measured | None:
         extra -= _digits(in_source)
     listed = [f"missing {n}" for n in missing] + [f"too much {n}" for n in extra]
     return Measured(missing.total() + extra.total(), ", ".join(listed))
+
+
+def _is_european(lang: str) -> bool:
+    return get_language(lang).script in EUROPEAN_SCRIPTS
 
 
 def check_protected(pair: TextPair, thresholds: Thresholds) -> Measured | None:
@@ -86,7 +97,7 @@ def check_protected(pair: TextPair, thresholds: Thresholds) -> Measured | None:
             continue  # counted by `check_numbers`
         if kind == "quote" and part.strip(QUOTES) in target:
             continue  # with the quotation marks of the language
-        if kind == "option" and f"letter {part} " in pair.source and _OWN_LETTER.search(target):
+        if kind == "option" and f"letter {part}" in pair.source and _OWN_LETTER.search(target):
             continue  # "the letter B" is another one in another alphabet
         faults.append(fault)
     faults += _lost_names(pair)

@@ -32,7 +32,13 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import Turn
 from lrm_ext.languages.identification import NEUTRAL_SCRIPTS, SCRIPT_PARTS, log_scores, score_ahead
 from lrm_ext.languages.registry import default_languages, get_language
-from lrm_ext.translate.quality.base import Measured, TextPair, Thresholds, words
+from lrm_ext.translate.quality.base import (
+    EUROPEAN_SCRIPTS,
+    Measured,
+    TextPair,
+    Thresholds,
+    words,
+)
 
 # What a line begins with: "A.", "(b)", "3)", a bullet or a heading's marks.
 _LEAD = re.compile(r"^[ \t]*(\(?[A-Ha-h][.):]|\(?\d{1,3}[.)]|[-*•]|#+)(?=\s)", re.M)
@@ -273,7 +279,6 @@ def deviation(source: float, target: float, ratio: float, spread: float) -> floa
     return (target - ratio * source) / (spread * math.sqrt(source + _SOFTENING))
 
 
-_STRICT_SCRIPTS = ("Latn", "Cyrl", "Grek")
 # Standard deviations from the expected length below which a text without full stop may be cut off.
 _CUT_OFF = -0.5
 
@@ -293,7 +298,7 @@ def check_ending(pair: TextPair, thresholds: Thresholds) -> Measured | None:
         return None
     is_same = target and target in (_QUESTIONS if source == "?" else _ENDS + ":：")
     is_same = is_same or (source == "?" and pair.target.rstrip(_CLOSERS).endswith(_ASKING))
-    if not is_same and source != "?" and language.script not in _STRICT_SCRIPTS:
+    if not is_same and source != "?" and language.script not in EUROPEAN_SCRIPTS:
         sizes = len(pair.source.strip()), len(pair.target.strip())
         ratio, spread = thresholds.length_ratio, thresholds.length_spread
         is_same = deviation(*sizes, ratio, spread) > _CUT_OFF
