@@ -281,7 +281,8 @@ class _Pivot(Instruction):
                 "line; the reply could not be taken apart again. Reword it or set "
                 "translatable = false."
             )
-        gap = " " if language.spaced else ""
+        # a full-width colon brings its own space
+        gap = "" if language.answer_marker.endswith("\uff1a") else " "
         return f"{language.translation_marker} {question}{separator}{gap}{answer.strip()}"
 
     def read_reply(self, reply: str, language: Language) -> ParsedReply:
