@@ -163,7 +163,7 @@ def test_fingerprints_differ_where_orders_do() -> None:
             r'gives shares \(cs = 1\).*Write a list, languages = \["cs", "hr"\]',
         ),
         ({"languages": ["cs", "cs"]}, "one comes twice"),
-        ({"languages": ["xx"]}, "'xx'; choose from"),
+        ({"languages": ["xx"]}, "unknown language 'xx'"),
         ({"languages": []}, "or leave it out"),
     ],
 )
