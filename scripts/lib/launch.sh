@@ -23,19 +23,18 @@ set_flags() {
   done
 }
 
-# A flag's name, however it is spelled: --a-b=c and --a_b are the same flag.
-flag_name() {
-  local name=${1%%=*}
-  printf '%s' "${name//-/_}"
+# Whether two words are the same flag, however they are spelled: --a-b=c and --a_b are.
+is_flag() {
+  local one=${1%%=*} other=${2%%=*}
+  [[ ${one//-/_} == "${other//-/_}" ]]
 }
 
 drop_flag() {
-  local name word skip=0 kept=()
-  name=$(flag_name "$1")
+  local word skip=0 kept=()
   for word in ${flags[@]+"${flags[@]}"}; do
     if [[ $word == --* ]]; then
       skip=0
-      [[ $(flag_name "$word") != "$name" ]] || skip=1
+      ! is_flag "$word" "$1" || skip=1
     fi
     ((skip)) || kept+=("$word")
   done
@@ -44,10 +43,9 @@ drop_flag() {
 
 # The value that a flag has in the end; nothing if it is not there.
 flag_value() {
-  local name i
-  name=$(flag_name "$1")
+  local i
   for ((i = 0; i < ${#flags[@]}; i++)); do
-    [[ ${flags[i]} == --* && $(flag_name "${flags[i]}") == "$name" ]] || continue
+    [[ ${flags[i]} == --* ]] && is_flag "${flags[i]}" "$1" || continue
     if [[ ${flags[i]} == *=* ]]; then
       printf '%s' "${flags[i]#*=}"
     else

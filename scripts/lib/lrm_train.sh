@@ -78,9 +78,9 @@ set_batch_flags() {
   processes=$(num_processes "$gpus")
   shift
   for word; do
-    case $(flag_name "$word") in
-      __per_device_train_batch_size | __gradient_accumulation_steps) samples= ;;
-    esac
+    if is_flag "$word" --per_device_train_batch_size || is_flag "$word" --gradient_accumulation_steps; then
+      samples=
+    fi
   done
   batch=$(flag_value --per_device_train_batch_size)
   if [[ -n $samples ]]; then
