@@ -45,7 +45,8 @@ drop_flag() {
 flag_value() {
   local i
   for ((i = 0; i < ${#flags[@]}; i++)); do
-    [[ ${flags[i]} == --* ]] && is_flag "${flags[i]}" "$1" || continue
+    [[ ${flags[i]} == --* ]] || continue
+    is_flag "${flags[i]}" "$1" || continue
     if [[ ${flags[i]} == *=* ]]; then
       printf '%s' "${flags[i]#*=}"
     else
