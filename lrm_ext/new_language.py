@@ -30,6 +30,8 @@ from jinja2 import Environment, StrictUndefined
 
 from llava.conversation import get_conversation
 from llava.errors import ConfigError, DataError
+from lrm_ext.emoji.conversations import SceneQuestion, can_say, caption, render_question
+from lrm_ext.emoji.scenes import NUM_PATTERNS, get_vocabulary, load_scenes
 from lrm_ext.evaluate.reading import answer_words, fold, normalise, parse_yes_no, words_of
 from lrm_ext.instructions.registry import get_instruction, split_human_text
 from lrm_ext.languages._toml import load_toml
@@ -84,6 +86,8 @@ _PURPOSES: Mapping[str, str] = {
 _SURE = 0.9
 _COLONS = (":", "\uff1a")
 _QUESTION = "What is it?"
+# Tasks whose questions are asked of a scene with two things.
+_ONE_SCENE = ("existence", "position", "counting", "color")
 
 
 def write_draft(code: str, folder: Path) -> Path:
@@ -641,6 +645,10 @@ def review_parts(code: str) -> Iterator[tuple[str, list[str]]]:
     yield "Fixed requests and answers, below the English ones", _below_english(own, theirs)
     yield "How answers to yes/no questions are read", list(_as_read(language))
     yield "Options and numbers", _options_and_numbers(language)
+    yield (
+        "Images of the built-in corpus and with text, below the English ones ([scenes], [reading])",
+        _below_english(_about_images(language), _about_images(english)) or ["none"],
+    )
     missing = [key for key in english.ui if key not in language.ui]
     page = _below_english(language.ui, english.ui)
     page += [f"in English only: {', '.join(missing)}"] if missing else []
@@ -655,6 +663,35 @@ def review_parts(code: str) -> Iterator[tuple[str, list[str]]]:
             'reviewed = { by = "your name", on = 2026-12-31 }',
         ],
     )
+
+
+def _about_images(language: Language) -> dict[str, str]:
+    """Returns every pattern of the built-in corpus, filled in, and the questions about text."""
+    said = {}
+    if language.scenes:
+        code = language.code
+        scene = next(s for s in load_scenes(60) if len(s.objects) == 2 and can_say(s, (), code))
+        placed = scene.objects[0]
+        for task, number in NUM_PATTERNS.items():
+            target = placed.position if task == "position" else placed.concept
+            for i in range(number):
+                question = SceneQuestion(task, target, i)
+                pair = render_question(question, scene, code) if task in _ONE_SCENE else None
+                pair = caption(scene, code, i) if task == "caption" else pair
+                if pair is not None:
+                    said[f"{task} {i + 1}"] = " - ".join(pair)
+        words = get_vocabulary(code)
+        said |= {f"naming {i + 1}": text for i, text in enumerate(words.questions["naming"])}
+        for title, listed in (
+            ("positions", words.positions),
+            ("categories", words.categories),
+            ("colours", words.color_answers),
+            ("backgrounds", words.color_backgrounds),
+        ):
+            said[title] = ", ".join(listed.values())
+    if language.reading:
+        said |= {"text": language.reading.what, "is written": language.reading.is_written}
+    return said
 
 
 def _options_and_numbers(language: Language) -> list[str]:
