@@ -123,7 +123,7 @@ def _unreviewed(report: EvalReport) -> str:
     if not unsigned:
         return ""
     named = ", ".join(unsigned) if len(unsigned) <= MAX_ROWS else f"{len(unsigned)} languages"
-    return f"not signed by a native reader: {named}; `lrm languages review CODE` shows the texts."
+    return f"not signed by a native reader: {named} (lrm languages review CODE shows the texts)"
 
 
 def _is_many(benchmark: BenchmarkResult) -> bool:
@@ -395,6 +395,7 @@ def write_report(report: EvalReport, folder: Path, model_path: Path) -> Path:
         percent=percent,
         printable=printable,
         remarks=lambda benchmark: remarks(benchmark, _is_many(benchmark)),
+        unreviewed=_unreviewed(report),
     )
     write_atomically(folder / PAGE_FILE, page)
     return folder / PAGE_FILE
