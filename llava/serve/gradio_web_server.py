@@ -693,6 +693,8 @@ def launch_options(settings: PageSettings | None = None) -> dict[str, Any]:
         "allowed_paths": [],
         "blocked_paths": [str(settings.log_dir.resolve())],
         "enable_monitoring": False,
+        # Gradio would ask for its own page and give up after three seconds, busy or not
+        "_frontend": False,
     }
 
 
