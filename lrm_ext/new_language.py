@@ -35,12 +35,7 @@ from lrm_ext.emoji.scenes import NUM_PATTERNS, get_vocabulary, load_scenes
 from lrm_ext.evaluate.reading import answer_words, fold, normalise, parse_yes_no, words_of
 from lrm_ext.instructions.registry import get_instruction, split_human_text
 from lrm_ext.languages._toml import load_toml
-from lrm_ext.languages.identification import (
-    NEUTRAL_SCRIPTS,
-    SCRIPT_PARTS,
-    candidates,
-    probabilities,
-)
+from lrm_ext.languages.identification import candidates, probabilities
 from lrm_ext.languages.registry import (
     DATA_DIR,
     ENGLISH,
@@ -54,7 +49,14 @@ from lrm_ext.languages.registry import (
     list_languages,
     reload_languages,
 )
-from lrm_ext.languages.tags import KnownNames, known_names, normalize_tag, preferred_tag
+from lrm_ext.languages.tags import (
+    NEUTRAL_SCRIPTS,
+    SCRIPT_PARTS,
+    KnownNames,
+    known_names,
+    normalize_tag,
+    preferred_tag,
+)
 from lrm_ext.languages.templates import register_templates, template_for
 from lrm_ext.translate.engines.base import engine_names, find_code, get_spec
 from lrm_ext.translate.quality.base import parse_thresholds

@@ -15,10 +15,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import regex
-from fontTools.unicodedata import script_horizontal_direction
 from PIL import Image, ImageDraw, ImageFont, features
 
-from lrm_ext.languages.fonts import Font
+from lrm_ext.languages.fonts import SHAPED_SCRIPTS, Font
 from lrm_ext.languages.registry import Language
 
 MIN_CONTRAST: Final = 4.5
@@ -34,8 +33,6 @@ _MAX_DEGREES: Final = 6.0
 _MIN_SPACE: Final = 0.15
 _LIGHT_SHARE: Final = 0.65
 _LINE_HEIGHT: Final = 1.1
-# Scripts whose letters can be drawn one by one.
-_SIMPLE_SCRIPTS: Final = frozenset("Armn Cyrl Ethi Geor Grek Hani Hans Hant Jpan Kore Latn".split())
 _MAY_NOT_BEGIN_A_LINE: Final = regex.compile(r"[\p{Pe}\p{Pf}\p{Po}\p{M}ーゝ々ๆฯ]")
 _GRAPHEME: Final = regex.compile(r"\X")
 _SPACED_PIECE: Final = regex.compile(r"\S+\s*")
@@ -52,12 +49,7 @@ def graphemes(text: str) -> list[str]:
 
 def needs_shaping(language: Language) -> bool:
     """Tells whether this Pillow cannot draw a language, because it lacks Raqm."""
-    return language.script not in _SIMPLE_SCRIPTS and not features.check("raqm")
-
-
-def direction_of(language: Language) -> str:
-    """Returns the direction of lines in a language: "ltr" or "rtl"."""
-    return str(script_horizontal_direction(language.script, "LTR")).lower()
+    return language.script in SHAPED_SCRIPTS and not features.check("raqm")
 
 
 def shows_spaces(font: Font, language: Language) -> bool:
@@ -65,7 +57,7 @@ def shows_spaces(font: Font, language: Language) -> bool:
 
     Nastaliq fonts have narrow ones, because their words are told apart by their shapes.
     """
-    if not language.spaced or direction_of(language) == "rtl":
+    if not language.spaced or language.direction == "rtl":
         return True
     return bool(_face(font, 100).getlength(" ") >= 100 * _MIN_SPACE)
 
@@ -215,7 +207,7 @@ def _face(font: Font, size: int) -> Any:
 def _options(language: Language) -> dict[str, Any]:
     if not features.check("raqm"):
         return {}
-    return {"direction": direction_of(language), "language": language.code}
+    return {"direction": language.direction, "language": language.code}
 
 
 def _length(line: str, language: Language, face: Any) -> float:

@@ -252,7 +252,8 @@ def get_vocabulary(lang: str) -> Vocabulary:
     if lang not in available_languages():
         raise ConfigError(
             f"the built-in corpus has no language {lang!r}; it has "
-            f"{', '.join(available_languages())}."
+            f"{', '.join(available_languages())}. A language needs the tables [scenes.*] in its "
+            "file (docs/languages.md)."
         )
     spoken = get_language(lang)
     data, where = spoken.scenes, f"{spoken.path}: scenes"

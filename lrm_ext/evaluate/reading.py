@@ -16,7 +16,13 @@ from typing import Final, Literal
 import regex
 
 from llava.eval.records import OPTION_LETTERS as LETTERS
-from lrm_ext.languages.registry import ENGLISH, Language, get_language
+from lrm_ext.languages.registry import (
+    ENGLISH,
+    Language,
+    canonical_code,
+    get_language,
+    list_languages,
+)
 
 Rule = Literal["mme", "pope"]
 NEUTRAL: Final = "letter"  # an answer that belongs to no language: one letter, or only digits
@@ -58,18 +64,6 @@ _SAME_LETTER: Final = str.maketrans(
     "i\u064a\u064a\u0643\u0647\u0647\u0647\u0627",
     "\u0640",
 )
-# Latin letters of languages that are written in Cyrillic, too.
-_ROMAN: Final[Mapping[str, Mapping[int, str]]] = {
-    "sr": str.maketrans(
-        dict(
-            zip(
-                "абвгдђежзијклљмнњопрстћуфхцчџш",
-                "a b v g d đ e ž z i j k l lj m n nj o p r s t ć u f h c č dž š".split(),
-                strict=True,
-            )
-        )
-    )
-}
 
 
 def normalise(text: str, keep_newlines: bool = False) -> str:
@@ -123,8 +117,14 @@ def romanise(text: str, lang: str) -> str:
         >>> romanise("није", "sr"), romanise("није", "ru")
         ('nije', 'није')
     """
-    table = _ROMAN.get(lang.partition("-")[0])
+    table = _latin_letters(lang)
     return fold(text.translate(table)) if table else text
+
+
+@cache
+def _latin_letters(lang: str) -> Mapping[int, str]:
+    code = canonical_code(lang)
+    return str.maketrans(dict(get_language(code).local.latin)) if code in list_languages() else {}
 
 
 def words_of(text: str) -> list[str]:

@@ -71,9 +71,14 @@ class Benchmark:
         if not self.path(lang).is_file():
             raise DataError(
                 f"benchmark {self.name} has no {lang}.jsonl in {self.folder}; "
-                f"it has {', '.join(self.languages()) or 'no language at all'}"
+                f"it has {', '.join(self.languages()) or 'no language at all'}{self._advice(lang)}"
             )
         return read_items(self.path(lang), lang)
+
+    def _advice(self, lang: str) -> str:
+        if self.name not in ("scenes", "scenes-val"):
+            return ""
+        return f"; `lrm corpus unpack-emoji --languages {lang}` adds a language"
 
     def image_path(self, image: str) -> Path:
         """Returns where an image lies, whether it is there or not."""

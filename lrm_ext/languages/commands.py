@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-from fontTools.unicodedata import script_horizontal_direction
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -64,7 +63,7 @@ def show_languages(context: typer.Context) -> None:
             language.name,
             language.native_name,
             language.script,
-            script_horizontal_direction(language.script, "LTR").lower(),
+            language.direction,
             language.review_text if language.reviewed else "no",
             str(sum(find_code(name, language.code) is not None for name in engine_names())),
         )

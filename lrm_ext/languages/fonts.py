@@ -20,15 +20,21 @@ from fontTools.ttLib import TTCollection, TTFont, TTLibError
 from fontTools.unicodedata import script, script_name
 
 from llava.errors import ConfigError
+from lrm_ext.languages.tags import NEUTRAL_SCRIPTS
 
 log = logging.getLogger(__name__)
 
+# Scripts that are read from right to left, or whose letters are joined, ordered or stacked, so that
+# they cannot be drawn one after the other.
+SHAPED_SCRIPTS: Final = frozenset(
+    "Arab Hebr Syrc Thaa Nkoo Adlm Mong Deva Beng Guru Gujr Orya Taml Telu Knda Mlym Sinh Thai "
+    "Khmr Mymr Laoo Tibt".split()
+)
 # Characters without a glyph: controls, joiners and marks of direction, separators.
 _INVISIBLE: Final = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})
 _COLOUR_TABLES: Final = ("CBDT", "sbix", "COLR", "SVG ")
 # A placeholder font draws the same box for thousands of characters.
 _MIN_GLYPHS_PER_CHARACTER: Final = 0.1
-_NEUTRAL_SCRIPTS: Final = frozenset({"Zyyy", "Zinh", "Zzzz"})
 _MAX_SHOWN: Final = 10
 _PACKAGE, _CJK_PACKAGE = "fonts-noto-core", "fonts-noto-cjk"
 _CJK: Final = frozenset({"Hani", "Hira", "Kana", "Hang", "Bopo"})
@@ -106,7 +112,7 @@ def missing_font(texts: Iterable[str], fonts: Iterable[Font] = ()) -> str:
     lacking = Counter(chr(c) for text in texts for c in sorted(visible(text) - covered))
     shown = " ".join(character for character, _ in lacking.most_common(_MAX_SHOWN))
     scripts = Counter(script(character) for character in lacking)
-    named = [code for code, _ in scripts.most_common() if code not in _NEUTRAL_SCRIPTS]
+    named = [code for code, _ in scripts.most_common() if code not in NEUTRAL_SCRIPTS]
     packages = dict.fromkeys(_CJK_PACKAGE if code in _CJK else _PACKAGE for code in named)
     return (
         f"no font here covers {', '.join(map(script_name, named)) or 'some signs'} ({shown}); "

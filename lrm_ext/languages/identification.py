@@ -33,7 +33,7 @@ from fontTools.unicodedata import script as script_of
 
 from lrm_ext.languages._toml import convert
 from lrm_ext.languages.registry import default_languages, get_language, list_languages
-from lrm_ext.languages.tags import preferred_tag
+from lrm_ext.languages.tags import NEUTRAL_SCRIPTS, SCRIPT_PARTS, preferred_tag
 
 # results are cached, because questions and answers repeat
 _MAX_KNOWN = 1 << 14
@@ -53,17 +53,7 @@ class Confusable(msgspec.Struct, frozen=True):
     rivals: tuple[str, ...] = ()
 
 
-# Scripts that are one code in ISO 15924 and several in Unicode.
-SCRIPT_PARTS: Mapping[str, frozenset[str]] = {
-    "Hans": frozenset({"Hani"}),
-    "Hant": frozenset({"Hani"}),
-    "Jpan": frozenset({"Hani", "Hira", "Kana"}),
-    "Kore": frozenset({"Hang", "Hani"}),
-}
-# Scripts of no language: digits, punctuation, marks, unknown characters.
-NEUTRAL_SCRIPTS = frozenset({"Zyyy", "Zinh", "Zzzz"})
-# A second script of languages; the file has the first, which is the usual one.
-_SECOND_SCRIPT = {"sr": "Latn"}
+LATIN = "Latn"
 _WORD = regex.compile(r"[^\W\d_]+")
 # What a word that only the file of one language has adds to its log score. Chosen by
 # tools/identify_languages.py on the built-in sentences and tests/lrm_ext/languages/answers.
@@ -96,8 +86,9 @@ def identify(text: str, among: Iterable[str] = ()) -> str:
         best = max(scores.values(), default=0.0)
         known = max((_letter_fit(words, code) for code in scores), default=0.0)
         scores |= {code: best + _letter_fit(words, code) - known for code in unknown}
-    for code in scores.keys() & _SECOND_SCRIPT.keys():
-        scores[code] -= _KNOWN_WORD * _is_in(text, _SECOND_SCRIPT[code])
+    for code in scores:
+        if {LATIN} < _scripts(code):  # the less usual script of the language
+            scores[code] -= _KNOWN_WORD * _is_in(text, LATIN)
     for word in words:
         having = [code for code in codes if word in _words_of_file(code)]
         for code in having:
@@ -118,9 +109,9 @@ def _with_script(text: str, codes: Sequence[str]) -> tuple[str, ...]:
 
 @cache
 def _scripts(lang: str) -> frozenset[str]:
-    script = get_language(lang).script
-    second = {_SECOND_SCRIPT[lang]} if lang in _SECOND_SCRIPT else set()
-    return SCRIPT_PARTS.get(script, frozenset({script})) | second
+    language = get_language(lang)
+    second = {LATIN} if language.local.latin else set()
+    return SCRIPT_PARTS.get(language.script, frozenset({language.script})) | second
 
 
 def _is_in(text: str, script: str) -> bool:

@@ -17,16 +17,11 @@ from typing import Any, Final
 from fontTools.unicodedata import script
 
 from llava.files import save_figure
-from lrm_ext.languages.fonts import installed_fonts, missing_font, visible
+from lrm_ext.languages.fonts import SHAPED_SCRIPTS, installed_fonts, missing_font, visible
 
 log = logging.getLogger(__name__)
 
 _REGULAR: Final = 400
-# Scripts that are read from right to left, or whose letters are joined or ordered.
-_SHAPED_SCRIPTS: Final = frozenset(
-    "Arab Hebr Syrc Thaa Nkoo Adlm Mong Deva Beng Guru Gujr Orya Taml Telu Knda Mlym Sinh Khmr "
-    "Mymr Laoo Tibt".split()
-)
 
 
 def plot_families(texts: Iterable[str]) -> tuple[tuple[str, ...], str]:
@@ -76,7 +71,7 @@ def is_shaped(text: str) -> bool:
 
     if hasattr(ft2font, "__libraqm_version__"):  # since 3.11
         return True
-    return not any(script(character) in _SHAPED_SCRIPTS for character in text)
+    return not any(script(character) in SHAPED_SCRIPTS for character in text)
 
 
 def save_plot(figure: Any, path: Path, dpi: int = 150) -> None:

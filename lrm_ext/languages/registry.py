@@ -30,7 +30,13 @@ import msgspec
 
 from llava.errors import ConfigError, split_names
 from lrm_ext.languages._toml import convert, load_toml
-from lrm_ext.languages.tags import known_names, name_in, normalize_tag, preferred_tag
+from lrm_ext.languages.tags import (
+    direction_of_script,
+    known_names,
+    name_in,
+    normalize_tag,
+    preferred_tag,
+)
 
 # Keys of the fields of `Language` that are not at the top level of the file under their own name.
 _KEYS: Mapping[str, str] = {
@@ -86,6 +92,7 @@ class LocalWords(_ReadOnly, frozen=True):
         word_letters: Option letters that are also words of the language.
         option_letters: Labels of options besides A, B, C, in order (А, Б, В in Russian); empty if
             there is no such habit.
+        latin: The Latin letters of each letter, if the language is also written in Latin script.
     """
 
     yes: tuple[str, ...]
@@ -94,6 +101,7 @@ class LocalWords(_ReadOnly, frozen=True):
     stop: tuple[str, ...]
     word_letters: tuple[str, ...]
     option_letters: tuple[str, ...] = ()
+    latin: Mapping[str, str] = {}
 
 
 class Review(_ReadOnly, frozen=True):
@@ -200,6 +208,11 @@ class Language(_ReadOnly, frozen=True, kw_only=True, rename=_KEYS):
     def ships(self) -> bool:
         """Whether the language comes with the project, not from a user's file."""
         return self.path.parent == DATA_DIR
+
+    @property
+    def direction(self) -> str:
+        """The direction of its script: `ltr` or `rtl`, as in HTML."""
+        return direction_of_script(self.script)
 
     @property
     def review_text(self) -> str:
@@ -398,23 +411,14 @@ def in_language_order(codes: Iterable[str]) -> tuple[str, ...]:
 
 
 def text_direction(code: str) -> str:
-    """Returns the direction in which a language is written: `ltr` or `rtl`, as in HTML.
-
-    It is CLDR's, or for a language that CLDR does not know that of its script.
+    """Returns the direction in which a language is written, with a file or without.
 
     Raises:
         ConfigError: The code is not well-formed.
     """
-    from babel import Locale, UnknownLocaleError
-    from fontTools.unicodedata import script_horizontal_direction
-
-    tag = normalize_tag(code)
-    try:
-        found = Locale.parse(tag.partition("-x-")[0], sep="-").text_direction
-    except (UnknownLocaleError, ValueError):
-        script = get_language(code).script if code in list_languages() else known_names(tag).script
-        found = script_horizontal_direction(script or "Latn", "LTR").lower()
-    return "rtl" if found == "rtl" else "ltr"
+    if code in list_languages():
+        return get_language(code).direction
+    return direction_of_script(known_names(normalize_tag(code)).script or "Latn")
 
 
 def language_name(code: str) -> str:

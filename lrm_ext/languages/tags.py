@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
+from fontTools.unicodedata import script_horizontal_direction
+
 from llava.errors import ConfigError
 
 # RFC 5646, section 2.1, without extended language subtags, extensions and irregular tags.
@@ -82,6 +84,15 @@ class KnownNames:
         return None if self.script is None else _FULL_STOPS.get(self.script, ".")
 
 
+# Scripts that are one code in ISO 15924 and several in Unicode.
+SCRIPT_PARTS: Mapping[str, frozenset[str]] = {
+    "Hans": frozenset({"Hani"}),
+    "Hant": frozenset({"Hani"}),
+    "Jpan": frozenset({"Hani", "Hira", "Kana"}),
+    "Kore": frozenset({"Hang", "Hani"}),
+}
+# Scripts of no language: digits, punctuation, marks, unknown characters.
+NEUTRAL_SCRIPTS = frozenset({"Zyyy", "Zinh", "Zzzz"})
 # Scripts that are written without spaces between words, and full stops other than ".".
 _UNSPACED_SCRIPTS = ("Hans", "Hant", "Hani", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt")
 _FULL_STOPS: Mapping[str, str] = {
@@ -94,6 +105,11 @@ _FULL_STOPS: Mapping[str, str] = {
     "Mymr": "\u104b",
     "Tibt": "\u0f0d",
 }
+
+
+def direction_of_script(script: str) -> str:
+    """Returns `ltr` or `rtl` for an ISO 15924 code, by Unicode; `ltr` for an unknown one."""
+    return script_horizontal_direction(script, "LTR").lower()
 
 
 def normalize_tag(code: str) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import typer
 
+from llava.errors import ConfigError
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -43,6 +45,8 @@ def reproduce(
 
     console = Console(highlight=False, soft_wrap=True)
     names = [name for text in settings for name in text.split(",") if name]
+    if not plan and study_name not in STUDIES:
+        raise ConfigError(f"no study {study_name!r}; choose from: {', '.join(STUDIES)}")
     file = study_file(study_name if study_name in STUDIES else STUDIES[0])
     study = read_study(file, quick=quick).choose(names, seeds)
     preset = preset_to_plan or ("mini" if study_name in STUDIES else study_name)

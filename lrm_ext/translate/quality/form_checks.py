@@ -30,8 +30,9 @@ from fontTools.unicodedata import Scripts
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import Turn
-from lrm_ext.languages.identification import NEUTRAL_SCRIPTS, SCRIPT_PARTS, log_scores, score_ahead
+from lrm_ext.languages.identification import log_scores, score_ahead
 from lrm_ext.languages.registry import default_languages, get_language
+from lrm_ext.languages.tags import NEUTRAL_SCRIPTS, SCRIPT_PARTS
 from lrm_ext.translate.quality.base import (
     EUROPEAN_SCRIPTS,
     Measured,

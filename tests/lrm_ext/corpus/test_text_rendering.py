@@ -12,7 +12,6 @@ from lrm_ext.corpus.text_rendering import (
     MIN_CONTRAST,
     SHAPES,
     contrast,
-    direction_of,
     draw_background,
     needs_shaping,
     render_text,
@@ -109,7 +108,7 @@ def test_arabic_is_joined_and_runs_from_right_to_left():
 
 
 def test_directions_and_what_needs_raqm(monkeypatch):
-    assert [direction_of(language("xx", s)) for s in ("Arab", "Hebr", "Latn", "Hans")] == [
+    assert [language("xx", s).direction for s in ("Arab", "Hebr", "Latn", "Hans")] == [
         "rtl", "rtl", "ltr", "ltr",
     ]  # fmt: skip
     monkeypatch.setattr(features, "check", lambda name: False)

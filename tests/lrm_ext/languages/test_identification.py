@@ -81,7 +81,7 @@ def test_a_language_that_the_identifier_does_not_know_is_told_by_its_words(
 ) -> None:
     spoken = "vaka nai na tapoa".split()
     monkeypatch.setattr(identification, "list_languages", lambda: ("en", "hr", "qaa"))
-    monkeypatch.setattr(identification, "_with_script", lambda text, codes: tuple(codes))
+    monkeypatch.setattr(identification, "_scripts", lambda code: frozenset({"Latn"}))
     monkeypatch.setattr(
         identification, "_words_of_file", lambda code: {*spoken} if code == "qaa" else {"the"}
     )
