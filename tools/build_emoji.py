@@ -145,7 +145,8 @@ def extract_names(annotations: Path) -> dict[str, dict[str, str]]:
         path = annotations / lang / "annotations.json"
         entries = json.loads(path.read_bytes())["annotations"].get("annotations", {})
         found = {
-            concept: entries[point]["tts"][0].translate(_DIRECTION_MARKS)
+            # "केला, फल" is a banana and what that is, a fruit
+            concept: entries[point]["tts"][0].translate(_DIRECTION_MARKS).partition(",")[0]
             for concept, point in points.items()
             if entries.get(point, {}).get("tts")
         }

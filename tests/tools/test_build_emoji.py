@@ -32,7 +32,9 @@ def test_building_again_gives_the_committed_bytes() -> None:
 def test_a_name_is_taken_from_any_language_that_has_enough(tmp_path: Path) -> None:
     points = [chr(codepoint) for _, codepoint, _ in iter_codepoints()]
     for lang, named in {**dict.fromkeys(LANGUAGES, 68), "cy": 62, "mi": 61}.items():
-        entries = {point: {"tts": [f"\u202b{lang} {ord(point):X}"]} for point in points[:named]}
+        entries = {
+            point: {"tts": [f"\u202b{lang} {ord(point):X}, a thing"]} for point in points[:named]
+        }
         (tmp_path / lang).mkdir()
         content = json.dumps({"annotations": {"annotations": entries}})
         (tmp_path / lang / "annotations.json").write_text(content)
