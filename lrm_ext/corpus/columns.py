@@ -41,6 +41,7 @@ from lrm_ext.languages.registry import canonical_code
 
 Flags = npt.NDArray[np.bool_]
 CHUNK_BYTES = 4 << 20
+_TAIL_BYTES = 64 << 10  # of a chunk; most records are shorter
 _BLANK = b" \t\r\n"
 _FIRST_KEY = re.compile(rb'\s*\{\s*("[^"]*")')
 
@@ -105,7 +106,9 @@ def row_faults(batch: pa.RecordBatch, turns: Turns) -> dict[str, Flags]:
     """
     is_human_turn = turns.index_in_row % 2 == 0
     human, answer = (turns.of_role(role) for role in ROLES)
-    places = pc.count_substring(turns.texts, DEFAULT_IMAGE_TOKEN).to_numpy(zero_copy_only=False)
+    # twice as fast as `count_substring`
+    places = pc.count_substring_regex(turns.texts, DEFAULT_IMAGE_TOKEN)
+    places = places.to_numpy(zero_copy_only=False)
     is_blank = pc.or_(pc.utf8_is_space(turns.texts), pc.equal(pc.binary_length(turns.texts), 0))
     several = batch.column("images")
     no_turns = turns.sizes == 0
@@ -372,8 +375,12 @@ def _whole_records(data: bytes, is_array: bool, is_last: bool) -> tuple[bytes, i
     if not is_last and is_array:
         cut = 0
         if first := _FIRST_KEY.match(data):
-            for border in re.finditer(rb"\}\s*,\s*(?=\{\s*" + re.escape(first[1]) + rb")", data):
-                cut = border.end()
+            border = re.compile(rb"\}\s*,\s*(?=\{\s*" + re.escape(first[1]) + rb")")
+            # the last border is near the end, unless a record is longer than the tail
+            for start in (max(0, len(data) - _TAIL_BYTES), 0):
+                if borders := [match.end() for match in border.finditer(data, start)]:
+                    cut = borders[-1]
+                    break
     elif not is_last:
         cut = data.rfind(b"\n") + 1
     body = data[:cut].rstrip(_BLANK)
