@@ -36,7 +36,7 @@ from llava.data.sample import (
     images_of,
 )
 from llava.files import LEAVES_FOLDER, leaves_folder
-from lrm_ext.corpus.store import ENGLISH, ROW_SCHEMA
+from lrm_ext.corpus.store import ENGLISH, ROW_SCHEMA, num_images
 from lrm_ext.languages.registry import canonical_code
 
 Flags = npt.NDArray[np.bool_]
@@ -128,12 +128,6 @@ def row_faults(batch: pa.RecordBatch, turns: Turns) -> dict[str, Flags]:
         | turns.any((places > 0) & ~human),
         "outside_root": is_outside,
     }
-
-
-def num_images(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
-    """Returns the number of images of each row of a batch of `ROW_SCHEMA`."""
-    several = pc.fill_null(pc.list_value_length(batch.column("images")), 0)
-    return several.to_numpy(zero_copy_only=False) + to_flags(batch.column("image").is_valid())
 
 
 class _Turn(msgspec.Struct, gc=False):

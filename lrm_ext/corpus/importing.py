@@ -39,12 +39,11 @@ from lrm_ext.corpus.columns import (
     batch_of,
     check_sample,
     iter_row_batches,
-    num_images,
     to_flags,
     usable_sample,
 )
 from lrm_ext.corpus.formats import Format
-from lrm_ext.corpus.store import ENGLISH, ROW_SCHEMA, CorpusRow, batch_images
+from lrm_ext.corpus.store import ENGLISH, ROW_SCHEMA, CorpusRow, batch_images, num_images
 from lrm_ext.corpus.writer import CorpusWriter
 from lrm_ext.languages._toml import load_toml
 

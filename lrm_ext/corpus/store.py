@@ -31,6 +31,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from llava.data.sample import Turn, images_of
 from llava.errors import ConfigError, DataError
@@ -214,6 +215,13 @@ def batch_images(batch: pa.RecordBatch) -> list[tuple[str, ...]]:
         () if one is several is None else (one,) if several is None else tuple(several)
         for one, several in zip(*columns, strict=True)
     ]
+
+
+def num_images(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    """Returns the number of images of each row of a batch of `ROW_SCHEMA`."""
+    several = pc.fill_null(pc.list_value_length(batch.column("images")), 0)
+    has_one = batch.column("image").is_valid()
+    return several.to_numpy(zero_copy_only=False) + has_one.to_numpy(zero_copy_only=False)
 
 
 def _row_of(values: Mapping[str, Any]) -> CorpusRow:

@@ -11,8 +11,14 @@ import numpy as np
 import pyarrow.compute as pc
 
 from llava.errors import DataError
-from lrm_ext.corpus.columns import num_images
-from lrm_ext.corpus.store import ENGLISH, Corpus, CorpusRow, CorpusText, batch_images
+from lrm_ext.corpus.store import (
+    ENGLISH,
+    Corpus,
+    CorpusRow,
+    CorpusText,
+    batch_images,
+    num_images,
+)
 
 
 @dataclass

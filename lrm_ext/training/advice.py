@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import logging
 
-from lrm_ext.corpus.columns import num_images
-from lrm_ext.corpus.store import AnyCorpus, parts_of
+from lrm_ext.corpus.store import AnyCorpus, num_images, parts_of
 from lrm_ext.mixture.order import Mixture
 
 log = logging.getLogger(__name__)

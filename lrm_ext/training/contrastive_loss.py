@@ -24,8 +24,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import Turn
 from llava.errors import ConfigError
-from lrm_ext.corpus.columns import num_images
-from lrm_ext.corpus.store import AnyCorpus, parts_of
+from lrm_ext.corpus.store import AnyCorpus, num_images, parts_of
 from lrm_ext.instructions.registry import ENGLISH
 from lrm_ext.training.dataset import EncodedItem
 

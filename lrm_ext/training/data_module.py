@@ -34,13 +34,13 @@ from llava.files import write_atomically
 from llava.model.tiles import Tiling, is_tiled
 from llava.train.arguments import DataContext, refuse
 from llava.train.train import NamedCollator, default_data_module
-from lrm_ext.corpus.columns import num_images
 from lrm_ext.corpus.store import (
     ENGLISH,
     AnyCorpus,
     Corpus,
     JoinedCorpus,
     batch_images,
+    num_images,
     parts_of,
 )
 from lrm_ext.languages.templates import in_language
