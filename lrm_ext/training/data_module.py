@@ -46,7 +46,6 @@ from lrm_ext.corpus.store import (
 from lrm_ext.languages.templates import in_language
 from lrm_ext.mixture.order import Mixture
 from lrm_ext.mixture.spec import MixtureSpec
-from lrm_ext.training.advice import warn_of_mixture, warn_of_no_images
 from lrm_ext.training.arguments import AUTO_CACHE, NO_CACHE, WITH_CACHE, LrmArguments
 from lrm_ext.training.contrastive_loss import AlignmentLoss, Renderings, collate_renderings
 from lrm_ext.training.dataset import (
@@ -60,6 +59,9 @@ from lrm_ext.training.feature_cache import FeatureCache, ImageLoader
 log = logging.getLogger(__name__)
 
 FEATURE_DIR = "features"
+# Centurio, RQ2: share of English in instruction tuning
+LOWEST_ENGLISH, HIGHEST_ENGLISH = 0.25, 0.90
+_LITERATURE = 'docs/training.md, "What the literature found"'
 
 
 class MixtureCollator(NamedCollator):
@@ -248,6 +250,44 @@ def _plain_data_module(context: DataContext, arguments: LrmArguments) -> dict[st
 def _tunes_multimodal_model(context: DataContext) -> bool:
     """Tells a fine-tuning stage of a model with images from a projector-only stage."""
     return bool(context.data_args.is_multimodal) and not context.model_args.tune_mm_mlp_adapter
+
+
+def warn_of_mixture(mixture: Mixture) -> None:
+    """Warns of a fine-tuning stage with too little or too much English, or without images.
+
+    Published experiments found that these cost quality. A projector-only stage may stay in English
+    (TowerVision found English captions best there), so it is not asked about.
+    """
+    share = mixture.num_english / len(mixture)
+    ratio = f"non_english_ratio {float(mixture.spec.non_english_ratio):g}"
+    if share < LOWEST_ENGLISH:
+        log.warning(
+            "English is %.0f %% of the samples (%s), less than %.0f %%: others lost quality there, "
+            "in English and in most other languages (%s)",
+            *(100 * share, ratio, 100 * LOWEST_ENGLISH, _LITERATURE),
+        )
+    elif share > HIGHEST_ENGLISH:
+        log.warning(
+            "English is %.0f %% of the samples (%s), more than %.0f %%: others lost quality there "
+            "in languages with little data, and with English alone the model answers in English "
+            "(%s)",
+            *(100 * share, ratio, 100 * HIGHEST_ENGLISH, _LITERATURE),
+        )
+    has_images = any(
+        num_images(batch).any() for part in parts_of(mixture.corpus) for batch in part.row_batches()
+    )
+    warn_of_no_images(has_images, str(mixture.corpus.path))
+
+
+def warn_of_no_images(has_images: bool, where: str) -> None:
+    """Warns of a fine-tuning stage on text only."""
+    if not has_images:
+        log.warning(
+            "%s has no images: fine-tuning on text alone cost several models much of what they "
+            "knew of images (%s)",
+            where,
+            _LITERATURE,
+        )
 
 
 def _sampler(args: Any, dataset: MixtureDataset, arguments: LrmArguments) -> LengthWindowSampler:
