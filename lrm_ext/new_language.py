@@ -30,11 +30,11 @@ from jinja2 import Environment, StrictUndefined
 
 from llava.conversation import get_conversation
 from llava.errors import ConfigError, DataError
+from llava.files import load_toml
 from lrm_ext.emoji.conversations import SceneQuestion, can_say, caption, render_question
 from lrm_ext.emoji.scenes import NUM_PATTERNS, get_vocabulary, load_scenes
 from lrm_ext.evaluate.reading import answer_words, fold, normalise, parse_yes_no, words_of
 from lrm_ext.instructions.registry import get_instruction, split_human_text
-from lrm_ext.languages._toml import load_toml
 from lrm_ext.languages.identification import candidates, probabilities
 from lrm_ext.languages.registry import (
     DATA_DIR,

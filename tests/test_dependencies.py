@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-from lrm_ext.languages._toml import tomllib
+from llava.files import tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = {

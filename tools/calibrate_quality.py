@@ -41,6 +41,7 @@ from rich.table import Table
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import Turn
 from llava.errors import ConfigError, DataError
+from llava.files import load_toml
 from lrm_ext.emoji.conversations import (
     IMAGE_PREFIX,
     caption_turns,
@@ -50,7 +51,6 @@ from lrm_ext.emoji.conversations import (
     render_question,
 )
 from lrm_ext.emoji.scenes import Scene, concept_ids, concepts_by_id, get_vocabulary
-from lrm_ext.languages._toml import load_toml
 from lrm_ext.languages.registry import (
     DATA_DIR,
     ENGLISH,

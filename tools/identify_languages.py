@@ -20,9 +20,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from llava.files import load_toml
 from lrm_ext.corpus.sentences import built_in_pairs
 from lrm_ext.evaluate.kind import MIN_LETTERS_UNSPACED, MIN_WORDS
-from lrm_ext.languages._toml import load_toml
 from lrm_ext.languages.identification import identify, log_scores
 from lrm_ext.languages.registry import get_language, list_languages
 from lrm_ext.translate.quality.base import words

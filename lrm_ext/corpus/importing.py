@@ -31,7 +31,7 @@ from PIL import Image
 from llava.data.records import iter_records
 from llava.data.sample import DropPolicy, DropReport, Sample, SampleError, record_images
 from llava.errors import ConfigError, DataError
-from llava.files import leaves_folder, writing
+from llava.files import leaves_folder, load_toml, writing
 from llava.images import ImageError, open_image
 from lrm_ext.corpus.columns import (
     Flags,
@@ -45,7 +45,6 @@ from lrm_ext.corpus.columns import (
 from lrm_ext.corpus.formats import Format
 from lrm_ext.corpus.store import ENGLISH, ROW_SCHEMA, CorpusRow, batch_images, num_images
 from lrm_ext.corpus.writer import CorpusWriter
-from lrm_ext.languages._toml import load_toml
 
 RULES_FILE = Path(__file__).with_name("translatable.toml")
 _MAX_EXAMPLES = 3

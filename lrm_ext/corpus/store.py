@@ -35,8 +35,7 @@ import pyarrow.compute as pc
 
 from llava.data.sample import Turn, images_of
 from llava.errors import ConfigError, DataError
-from llava.files import leaves_folder
-from lrm_ext.languages._toml import convert, load_toml
+from llava.files import convert, leaves_folder, load_toml
 
 META_FILE = "corpus.toml"
 ENGLISH = "en"

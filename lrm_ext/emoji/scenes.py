@@ -24,7 +24,7 @@ from typing import Any
 from PIL import Image
 
 from llava.errors import ConfigError, DataError
-from lrm_ext.languages._toml import load_toml
+from llava.files import load_toml
 from lrm_ext.languages.registry import PAPER_LANGUAGES, get_language, list_languages
 
 SPRITES_DIR = "sprites"

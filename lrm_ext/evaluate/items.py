@@ -19,7 +19,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import MAX_IMAGES, images_of
 from llava.errors import ConfigError, DataError
 from llava.eval.records import OPTION_LETTERS, read_json_lines
-from lrm_ext.languages._toml import convert
+from llava.files import convert
 from lrm_ext.languages.registry import Language, answer_request
 
 LETTERS: Final = OPTION_LETTERS

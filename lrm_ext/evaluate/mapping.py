@@ -21,7 +21,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import MAX_IMAGES
 from llava.errors import DataError
 from llava.eval.records import is_none, refuse_missing
-from llava.files import leaves_folder
+from llava.files import convert, leaves_folder, load_toml
 from lrm_ext.evaluate.items import (
     LETTERS,
     AnswerType,
@@ -33,7 +33,6 @@ from lrm_ext.evaluate.items import (
 )
 from lrm_ext.evaluate.official import ImageStore, Questions, Source, read_rows
 from lrm_ext.languages import get_language
-from lrm_ext.languages._toml import convert, load_toml
 
 log = logging.getLogger(__name__)
 SETS_DIR: Final = Path(__file__).parent / "sets"

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+from llava.files import load_toml
 from lrm_ext.emoji.conversations import (
     SceneQuestion,
     color_question,
@@ -40,7 +41,6 @@ from lrm_ext.emoji.scenes import (
 from lrm_ext.evaluate.items import LETTERS, Item
 from lrm_ext.evaluate.official import ImageStore
 from lrm_ext.evaluate.reading import text_key
-from lrm_ext.languages._toml import load_toml
 
 # Raise it when the questions become others.
 FORMAT: Final = 2

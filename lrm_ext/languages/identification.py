@@ -31,7 +31,7 @@ import numpy.typing as npt
 import regex
 from fontTools.unicodedata import script as script_of
 
-from lrm_ext.languages._toml import convert
+from llava.files import convert
 from lrm_ext.languages.registry import default_languages, get_language, list_languages
 from lrm_ext.languages.tags import NEUTRAL_SCRIPTS, SCRIPT_PARTS, preferred_tag
 

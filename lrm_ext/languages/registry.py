@@ -29,7 +29,7 @@ from typing import Any
 import msgspec
 
 from llava.errors import ConfigError, split_names
-from lrm_ext.languages._toml import convert, load_toml
+from llava.files import convert, load_toml
 from lrm_ext.languages.tags import (
     direction_of_script,
     known_names,

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import ConfigError
+from llava.files import load_toml
 from llava.model.checkpoint import read_json
 from llava.train.flops import LanguageModelShape, ModelShape, TowerShape, TowersShape
-from lrm_ext.languages._toml import load_toml
 
 ROOT = Path(__file__).parents[2]
 PROCESSOR_FILE = "preprocessor_config.json"

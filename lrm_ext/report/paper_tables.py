@@ -28,10 +28,10 @@ from rich.table import Table
 from rich.text import Text
 
 from llava.errors import ConfigError, DataError
+from llava.files import load_toml
 from lrm_ext.evaluate.kinds import KINDS, find_kind
 from lrm_ext.evaluate.results import ENGLISH
 from lrm_ext.languages import get_language, in_language_order, language_name, list_languages
-from lrm_ext.languages._toml import load_toml
 from lrm_ext.languages.grouping import MAX_ROWS, listed
 from lrm_ext.report.render import render
 from lrm_ext.report.settings import (

@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 
 from llava.errors import ConfigError
+from llava.files import load_toml
 from lrm_ext.corpus.store import Corpus
-from lrm_ext.languages._toml import load_toml
 from lrm_ext.languages.registry import ENGLISH, PAPER_LANGUAGES, get_language
 from lrm_ext.translate.engines.base import AtLeastOne, Positive
 from lrm_ext.translate.segment import Unit, plan_row

@@ -25,8 +25,8 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
+from llava.files import load_toml
 from lrm_ext.corpus.store import ENGLISH
-from lrm_ext.languages._toml import load_toml
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translate.cache import Cache, CachedAnswer, CachedEngine
 from lrm_ext.translate.engines.base import TextSegment, TranslationEngine, Usage

@@ -6,7 +6,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from lrm_ext.languages._toml import load_toml
+from llava.files import load_toml
 
 ROOT = Path(__file__).parents[2]
 # Optional CUDA packages: which version fits depends on the machine.

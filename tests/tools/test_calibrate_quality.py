@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llava.errors import DataError
-from lrm_ext.languages._toml import load_toml
+from llava.files import load_toml
 from lrm_ext.languages.registry import DATA_DIR
 from lrm_ext.translate.quality import get_thresholds
 from tools import calibrate_quality

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from llava.errors import ConfigError
+from llava.files import load_toml
 from lrm_ext.instructions.registry import list_instructions
-from lrm_ext.languages._toml import load_toml
 
 STUDIES: Final = ("mini", "languages")
 PRETRAIN: Final = "pretrain"

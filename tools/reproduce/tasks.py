@@ -19,9 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from llava.files import write_atomically
+from llava.files import load_toml, write_atomically
 from lrm_ext.emoji.unpack import corpus_folder
-from lrm_ext.languages._toml import load_toml
 from lrm_ext.languages.registry import ENGLISH
 from lrm_ext.plan.presets import ROOT
 from tools.reproduce.settings import FINETUNE, PRETRAIN, Setting, Study, mixture_text

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llava.errors import ConfigError
+from llava.files import load_toml
 from lrm_ext.evaluate.kind import UnitCounts, gather, percentage
 from lrm_ext.evaluate.results import ENGLISH
 from lrm_ext.evaluate.statistics import Difference, difference, replicate
-from lrm_ext.languages._toml import load_toml
 from tools.reproduce.results import Results
 from tools.reproduce.settings import Study, study_file
 

@@ -18,7 +18,7 @@ import msgspec
 import regex
 
 from llava.errors import ConfigError
-from lrm_ext.languages._toml import convert
+from llava.files import convert
 from lrm_ext.languages.identification import Confusable
 from lrm_ext.languages.registry import get_language
 from lrm_ext.translate.protect import ProtectedSpan, find_spans, outside_of, plain_characters

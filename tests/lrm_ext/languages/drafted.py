@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lrm_ext.languages._toml import load_toml
+from llava.files import load_toml
 from lrm_ext.languages.registry import PENDING
 
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from llava.files import load_toml
 from lrm_ext.evaluate.reading import answer_words, infer_local, parse_yes_no, text_key
 from lrm_ext.languages import get_language, list_languages
-from lrm_ext.languages._toml import load_toml
 
 FOLDER = Path(__file__).parent / "answers"
 FILES = {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
+from llava.files import load_toml
 from lrm_ext.emoji.conversations import caption_turns, question_turns
 from lrm_ext.emoji.scenes import load_scenes
 from lrm_ext.languages import identification, list_languages
-from lrm_ext.languages._toml import load_toml
 from lrm_ext.languages.identification import LetterScores, identify, log_scores
 from lrm_ext.languages.registry import PAPER_LANGUAGES
 from tools.identify_languages import ANSWERS, length_of

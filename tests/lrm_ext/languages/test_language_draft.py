@@ -10,9 +10,9 @@ from drafted import fill, leaves
 from typer.testing import CliRunner
 
 from llava.errors import ConfigError
+from llava.files import load_toml
 from lrm_ext.cli import app
 from lrm_ext.languages import list_languages
-from lrm_ext.languages._toml import load_toml
 from lrm_ext.languages.registry import FOLDER_VARIABLE, PENDING, is_brief_request, load_language
 from lrm_ext.new_language import write_draft
 

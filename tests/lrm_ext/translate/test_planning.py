@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from llava.errors import ConfigError
+from llava.files import load_toml
 from lrm_ext.cli import app
 from lrm_ext.corpus.store import Corpus
-from lrm_ext.languages._toml import load_toml
 from lrm_ext.translate.planning import (
     ASSUMPTIONS_FILE,
     Assumptions,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llava.data.sample import Turn
-from lrm_ext.languages._toml import load_toml
+from llava.files import load_toml
 from lrm_ext.translate.quality import Checker
 from lrm_ext.translate.quality.content_checks import spelled_numbers
 from tools.calibrate_quality import Row, evaluate

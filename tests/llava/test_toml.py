@@ -5,7 +5,7 @@ import msgspec
 import pytest
 
 from llava.errors import ConfigError
-from lrm_ext.languages._toml import load_toml
+from llava.files import load_toml
 
 
 class Part(msgspec.Struct, forbid_unknown_fields=True):
