@@ -36,11 +36,12 @@ LEAVES_FOLDER = r"^/|(?:^|/)\.\.(?:/|$)|\x00"
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def writing(path: Path, flush: bool = False) -> Iterator[Path]:
     """Writes a file so that a reader finds the old content or the new, never a part.
 
     Args:
         path: The file; its folder is created if missing.
+        flush: See `flush_to_disk`; for what must outlast a power cut.
 
     Yields:
         The path to write to. It takes the place of `path` at the end; after an error it is removed.
@@ -53,6 +54,8 @@ def writing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial
+            if flush:
+                flush_to_disk(partial)
             os.replace(partial, path)
         except BaseException:
             partial.unlink(missing_ok=True)
@@ -68,6 +71,15 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is None or is_disk_full(error):
             error.filename, error.filename2 = str(path), None
         raise
+
+
+def flush_to_disk(path: Path) -> None:
+    """Waits until the content of a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -46,6 +46,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from llava.errors import CheckpointError, is_disk_full
+from llava.files import flush_to_disk
 from llava.model.builder import NON_LORA_FILE
 from llava.model.checkpoint import PROJECTOR_FILE
 from llava.model.multimodal_projector.builder import (
@@ -239,7 +240,7 @@ def _seal(folder: Path) -> None:
     """Flushes every file, then writes the mark."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
-        _sync(path)
+        flush_to_disk(path)
     names = {path.relative_to(folder).as_posix(): path for path in files}
     content = {
         "files": {name: path.stat().st_size for name, path in names.items()},
@@ -247,9 +248,9 @@ def _seal(folder: Path) -> None:
     }
     mark = folder / COMPLETE_FILE
     mark.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    _sync(mark)
+    flush_to_disk(mark)
     for path in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
-        _sync(path)
+        flush_to_disk(path)
 
 
 def _checksum(path: Path) -> str:
@@ -270,7 +271,7 @@ def _replace_folder(source: Path, final: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
         final.rename(old)
     source.rename(final)
-    _sync(final.parent)
+    flush_to_disk(final.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -286,15 +287,7 @@ def _move_files(source: Path, target: Path) -> None:
         if (source / name).is_dir():
             shutil.rmtree(target / name, ignore_errors=True)
         os.replace(source / name, target / name)
-    _sync(target)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    flush_to_disk(target)
 
 
 @contextmanager

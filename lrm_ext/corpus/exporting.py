@@ -6,7 +6,6 @@ by row; it appears when it is complete.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -69,7 +68,7 @@ def export_llava(
     is_array = out.suffix == ".json"
     begin, between, end = (b"[\n", b",\n", b"\n]\n") if is_array else (b"", b"\n", b"\n")
     exported = Exported()
-    with writing(out) as partial, partial.open("wb") as file:
+    with writing(out, flush=True) as partial, partial.open("wb") as file:
         file.write(begin)
         for number, (row, status, turns) in enumerate(_values(corpus, lang, with_english)):
             if number % _PROGRESS_ROWS == 0:
@@ -85,8 +84,6 @@ def export_llava(
             exported.num_records += 1
         progress(len(corpus), len(corpus))
         file.write(end if exported.num_records or is_array else b"")
-        file.flush()
-        os.fsync(file.fileno())
     return exported
 
 

@@ -8,7 +8,6 @@ corpus or none, never half of one.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import pyarrow as pa
 
 from llava.data.sample import Turn
 from llava.errors import DataError
+from llava.files import flush_to_disk
 from lrm_ext.corpus.store import (
     ENGLISH,
     MAX_ROWS,
@@ -69,7 +69,7 @@ class _ShardWriter:
         if ends_shard and self._file is not None:
             self._file.close()
             self._file = None
-            _sync(path)
+            flush_to_disk(path)
             self._num_shards += 1
 
 
@@ -181,10 +181,10 @@ class CorpusWriter:
         """Finishes the files, writes `corpus.toml` and moves the folder into place."""
         self._write(ends_shard=True)
         for file in self._usable.values():
-            _sync(Path(file.name))
+            flush_to_disk(Path(file.name))
         sizes = (self._num_rows, self._rows_per_shard, self._rows_per_batch)
         Meta(*sizes, self._image_root, self._counts).dump(self._partial / META_FILE)
-        _sync(self._partial / META_FILE)
+        flush_to_disk(self._partial / META_FILE)
         self._check_target()
         # at no point is half a corpus at the target
         old = self.path.with_name(self.path.name + ".old")
@@ -246,8 +246,3 @@ class CorpusWriter:
 
 def _shape(turns: Sequence[Turn]) -> list[tuple[str, int]]:
     return [(turn.role, turn.text.count(_IMAGE)) for turn in turns]
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -375,7 +375,5 @@ def _state(path: Path) -> tuple[int, int] | None:
 
 
 def _write_whole(path: Path, write: Any) -> None:
-    with writing(path) as partial, partial.open("wb") as file:
+    with writing(path, flush=True) as partial, partial.open("wb") as file:
         write(file)
-        file.flush()
-        os.fsync(file.fileno())

@@ -16,7 +16,6 @@ import gc
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,7 +31,7 @@ import pyarrow as pa
 from filelock import Timeout
 
 from llava.errors import ConfigError, DataError
-from llava.files import lock_of, writing
+from llava.files import flush_to_disk, lock_of, writing
 from lrm_ext.corpus.store import (
     ENGLISH,
     META_FILE,
@@ -165,13 +164,13 @@ class PartStore:
     def _write_part(self, number: int, batch: pa.RecordBatch) -> None:
         assert batch.num_rows == len(self.row_numbers(number))
         path = self._part(number)
-        with _disk_errors(path), writing(path) as new:
-            with (
-                pa.OSFile(str(new), "wb") as sink,
-                pa.ipc.new_file(sink, TEXT_SCHEMA) as file,
-            ):
-                file.write_batch(batch)
-            _sync(new)
+        with (
+            _disk_errors(path),
+            writing(path, flush=True) as new,
+            pa.OSFile(str(new), "wb") as sink,
+            pa.ipc.new_file(sink, TEXT_SCHEMA) as file,
+        ):
+            file.write_batch(batch)
 
     def _commit(self) -> Counter[str]:
         """Assembles the parts and adds the language to the corpus."""
@@ -185,7 +184,7 @@ class PartStore:
                 shutil.rmtree(self._work / "old", ignore_errors=True)
                 self._final.rename(self._work / "old")
             out.rename(self._final)
-            _sync(self._final.parent)
+            flush_to_disk(self._final.parent)
             self._announce(counts)
             shutil.rmtree(self._work)
         return counts
@@ -204,9 +203,8 @@ class PartStore:
                         flags = next(rows).column("translatable").to_pylist()
                         numbers = _count(batch, flags, counts) + self.row_numbers(number).start
                         usable.write(numbers.astype("<u4").tobytes())
-                _sync(path)
-            usable.flush()
-            os.fsync(usable.fileno())
+                flush_to_disk(path)
+        flush_to_disk(out / "usable.u32")
         return counts
 
     def _read(self, number: int) -> pa.RecordBatch:
@@ -228,9 +226,8 @@ class PartStore:
                 return
             # by name, so that the order does not depend on which language finishes first
             languages = dict(sorted({**meta.counts, self.target: ours}.items()))
-            with writing(self.corpus.path / META_FILE) as new:
+            with writing(self.corpus.path / META_FILE, flush=True) as new:
                 replace(meta, counts=languages).dump(new)
-                _sync(new)
 
     def _part(self, number: int) -> Path:
         return self._work / "parts" / shard_name(number)
@@ -264,17 +261,8 @@ def _dump(data: Mapping[str, Any]) -> str:
 
 
 def _write(path: Path, data: Mapping[str, Any]) -> None:
-    with writing(path) as new:
+    with writing(path, flush=True) as new:
         new.write_text(_dump(data), encoding="utf-8")
-        _sync(new)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 log = logging.getLogger(__name__)
