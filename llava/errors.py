@@ -15,7 +15,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Flag = tuple[tuple[str, ...], dict[str, Any]]
@@ -61,6 +61,20 @@ class RejectedError(Exception):
 
 class ExhaustedError(Exception):
     """Raised if all tries failed for reasons that may pass."""
+
+
+def refuse(problems: Mapping[str, object]) -> None:
+    """Raises the first problem that applies.
+
+    Args:
+        problems: Messages, and whether each applies.
+
+    Raises:
+        ConfigError: A problem applies.
+    """
+    for problem, applies in problems.items():
+        if applies:
+            raise ConfigError(problem)
 
 
 def is_disk_full(error: OSError) -> bool:

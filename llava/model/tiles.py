@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from llava.errors import ConfigError
+from llava.errors import ConfigError, refuse
 from llava.images import shape_image
 from llava.model.multimodal_encoder.families import processor_side
 
@@ -215,9 +215,7 @@ class Tiling:
         problems = self._video_problems(max_length) if self.video_frames else {}
         if self.pinpoints:
             problems |= self._tile_problems(max_length)
-        for problem, applies in problems.items():
-            if applies:
-                raise ConfigError(problem)
+        refuse(problems)
 
     def _tile_problems(self, max_length: int) -> dict[str, bool]:
         side = math.isqrt(self.num_tokens)

@@ -12,7 +12,7 @@ import difflib
 import importlib.util
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from accelerate import PartialState
 from transformers import HfArgumentParser
 from transformers.integrations import integration_utils as integrations
 
-from llava.errors import ConfigError
+from llava.errors import ConfigError, refuse
 from llava.model.checkpoint import (
     LANGUAGE_PART,
     PROJECTOR_PART,
@@ -594,20 +594,6 @@ def check_surroundings(training_args: TrainingArguments) -> None:
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         problem = "is not writable" if there.is_dir() else "is no folder"
         raise ConfigError(f"--output_dir {folder} cannot be made: {there} {problem}")
-
-
-def refuse(problems: Mapping[str, object]) -> None:
-    """Raises the first problem that applies.
-
-    Args:
-        problems: Messages, and whether each applies.
-
-    Raises:
-        ConfigError: A problem applies.
-    """
-    for problem, applies in problems.items():
-        if applies:
-            raise ConfigError(problem)
 
 
 def _need(package: str, flag: str, extra: str) -> None:

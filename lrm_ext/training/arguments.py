@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from llava.errors import ConfigError
+from llava.errors import refuse
 
 NO_CACHE, WITH_CACHE, AUTO_CACHE = "off", "on", "auto"
 _CACHE_SWITCHES = {"none": NO_CACHE, "false": NO_CACHE, "": NO_CACHE, "true": WITH_CACHE}
@@ -109,29 +109,28 @@ class LrmArguments:
         Raises:
             ConfigError: A value is invalid.
         """
-        problems = {
-            f"--feature_cache_dtype is {self.feature_cache_dtype!r}; choose from: "
-            f"{', '.join(CACHE_DTYPES)}": self.feature_cache_dtype not in CACHE_DTYPES,
-            "--length_window, --pack_window and --encode_cache must not be negative": (
-                min(self.length_window, self.pack_window, self.encode_cache) < 0
-            ),
-            f"--alignment_loss is {self.alignment_loss}, expected 0 or more": (
-                self.alignment_loss < 0
-            ),
-            f"--eval_share is {self.eval_share}, expected a share in [0, 1)": (
-                not 0 <= self.eval_share < 1
-            ),
-            "--eval_share and --eval_corpus_path exclude each other": (
-                self.eval_share and self.eval_corpus_path is not None
-            ),
-            "--eval_samples must be 1 or more, --eval_questions and --early_stop_patience must "
-            "not be negative": (
-                self.eval_samples < 1 or min(self.eval_questions, self.early_stop_patience) < 0
-            ),
-        }
-        for problem, applies in problems.items():
-            if applies:
-                raise ConfigError(problem)
+        refuse(
+            {
+                f"--feature_cache_dtype is {self.feature_cache_dtype!r}; choose from: "
+                f"{', '.join(CACHE_DTYPES)}": self.feature_cache_dtype not in CACHE_DTYPES,
+                "--length_window, --pack_window and --encode_cache must not be negative": (
+                    min(self.length_window, self.pack_window, self.encode_cache) < 0
+                ),
+                f"--alignment_loss is {self.alignment_loss}, expected 0 or more": (
+                    self.alignment_loss < 0
+                ),
+                f"--eval_share is {self.eval_share}, expected a share in [0, 1)": (
+                    not 0 <= self.eval_share < 1
+                ),
+                "--eval_share and --eval_corpus_path exclude each other": (
+                    self.eval_share and self.eval_corpus_path is not None
+                ),
+                "--eval_samples must be 1 or more, --eval_questions and --early_stop_patience must "
+                "not be negative": (
+                    self.eval_samples < 1 or min(self.eval_questions, self.early_stop_patience) < 0
+                ),
+            }
+        )
         self.feature_cache = read_cache_switch(self.feature_cache)
 
     @property

@@ -29,10 +29,10 @@ from transformers import TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llava.conversation import ChatConversation, Conversation
-from llava.errors import ConfigError, DataError
+from llava.errors import ConfigError, DataError, refuse
 from llava.files import write_atomically
 from llava.model.tiles import Tiling, is_tiled
-from llava.train.arguments import DataContext, refuse
+from llava.train.arguments import DataContext
 from llava.train.train import NamedCollator, default_data_module
 from lrm_ext.corpus.store import (
     ENGLISH,
