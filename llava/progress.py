@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichProgress
 
 log = logging.getLogger(__name__)
@@ -70,3 +78,23 @@ class Progress:
 
     def _means(self) -> list[str]:
         return [f"{name} {value:.3f}" for name, value in self.means.items()]
+
+
+@contextmanager
+def progress_bar(title: str, console: Console) -> Iterator[Callable[..., None]]:
+    """Shows a bar on a terminal, for work that counts itself.
+
+    Yields:
+        A function to call with the number done and, once it is known, the number of all.
+    """
+    with RichProgress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total=None: bar.update(task, completed=done, total=total)

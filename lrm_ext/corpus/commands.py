@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from llava.errors import ConfigError
 from llava.files import write_atomically
+from llava.progress import progress_bar
 from lrm_ext.languages.registry import canonical_code, canonical_codes
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ def import_(
     if not sources or out is None:
         raise typer.BadParameter("expected sources and --out; lrm corpus import --help")
     given = [ImportSource(*split_source(text), source) for text in sources]
-    with _progress("rows", console) as progress:
+    with progress_bar("rows", console) as progress:
         result = import_corpus(
             given,
             out,
@@ -179,7 +178,7 @@ def export(
         raise typer.BadParameter(f"--lang all needs {{lang}} in --out, found {out}")
     for code in languages:
         path = Path(str(out).replace("{lang}", code))
-        with _progress(code, console) as progress:
+        with progress_bar(code, console) as progress:
             exported = export_llava(
                 opened, code, path, with_english=with_english, progress=progress
             )
@@ -306,7 +305,7 @@ def validate(
     from lrm_ext.corpus.validating import validate_source
 
     console = _console()
-    with _progress("rows", console) as progress:
+    with progress_bar("rows", console) as progress:
         if (Path(path) / META_FILE).is_file():
             opened = Corpus.open(path)
             findings = look(opened, verify_images=verify_images, progress=progress)
@@ -409,14 +408,3 @@ def _print_table(console: Console, headings: Iterable[str], rows: Iterable[Itera
 
 def _console() -> Console:
     return Console(highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _progress(title: str, console: Console) -> Iterator[Callable[..., None]]:
-    """Shows a bar on a terminal; yields a function to call with rows done and, perhaps, in all."""
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        console=console, disable=not console.is_terminal,
-    ) as bar:  # fmt: skip
-        task = bar.add_task(title, total=None)
-        yield lambda done, total=None: bar.update(task, completed=done, total=total)

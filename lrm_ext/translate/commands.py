@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from llava.errors import ConfigError, DataError, split_names
+from llava.progress import progress_bar
 from lrm_ext.languages.registry import canonical_codes
 
 if TYPE_CHECKING:
@@ -109,7 +108,7 @@ def _translate(
 
     console, failed = Console(highlight=False), list[str]()
     for lang in languages:
-        with _progress(lang, console) as progress:
+        with progress_bar(lang, console) as progress:
             result = translate_corpus(replace(job, target=lang), workers, progress)
         _print_result(f"{job.corpus} in {lang}", result, console)
         counts = result.counts
@@ -153,14 +152,6 @@ def _workers(name: str, num_workers: int | None, gpus_per_worker: float) -> RayW
     from lrm_ext.translate.ray_executor import RayWorkers
 
     return RayWorkers(num_workers, gpus_per_worker)
-
-
-@contextmanager
-def _progress(lang: str, console: Console) -> Iterator[Callable[[int, int], None]]:
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(lang)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _print_result(title: str, result: Result, console: Console) -> None:
@@ -282,6 +273,6 @@ def score(
             limits=parse_limits(limit),
             cache=cache or _default_cache(corpus),
         )
-        with _progress(code, console) as progress:
+        with progress_bar(code, console) as progress:
             counts = score_corpus(job, progress)
         print_counts(f"{corpus} in {code}", counts, console)
