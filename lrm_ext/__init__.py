@@ -19,6 +19,7 @@ keep_old_paths(
         "lrm_ext.export.predictions": "lrm_ext.export.evaluation",
         "lrm_ext.files": "llava.files",
         "lrm_ext.languages._toml": "llava.files",
+        "lrm_ext.languages.plot_fonts": "lrm_ext.languages.fonts",
         "lrm_ext.planning": "lrm_ext.plan",
         "lrm_ext.training.sampler": "lrm_ext.training.dataset",
         "lrm_ext.training.validation": "lrm_ext.training.data_module",

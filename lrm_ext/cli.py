@@ -25,7 +25,6 @@ import lrm_ext.languages.commands
 import lrm_ext.mixture.commands
 import lrm_ext.plan.commands
 import lrm_ext.report.commands
-import lrm_ext.training.commands
 import lrm_ext.translate.commands
 import lrm_ext.vocabulary.commands
 from llava.errors import ConfigError, run_command
@@ -99,7 +98,6 @@ for _package in (
     lrm_ext.mixture.commands,
     lrm_ext.vocabulary.commands,
     lrm_ext.plan.commands,
-    lrm_ext.training.commands,
     lrm_ext.evaluate.commands,
     lrm_ext.report.commands,
     lrm_ext.export.commands,

@@ -16,7 +16,7 @@ from typing import Any
 
 from llava.errors import ConfigError
 from llava.files import PLOT_ENDINGS
-from lrm_ext.languages.plot_fonts import save_plot
+from lrm_ext.languages.fonts import save_plot
 from lrm_ext.languages.registry import get_language
 
 _EXPECTED = "expected a folder with a tokenizer, a tokenizer.json, or a SentencePiece model"

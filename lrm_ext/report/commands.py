@@ -1,4 +1,4 @@
-"""`lrm table`, `lrm figure`, `lrm modality-gap`: the paper's tables and figures."""
+"""`lrm table`, `lrm figure`, `lrm modality-gap`: the paper's. `lrm plot-run`: plots of training."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import typer
+from rich.console import Console
 
 from llava.errors import ConfigError, split_names
 from llava.files import write_atomically
-from lrm_ext.languages.plot_fonts import save_plot
+from lrm_ext.languages.fonts import save_plot
 from lrm_ext.languages.registry import canonical_codes
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def register(app: typer.Typer) -> None:
     app.command("table")(table)
     app.command("figure")(figure)
     app.command("modality-gap")(modality_gap)
+    app.command("plot-run")(plot_run)
 
 
 def table(
@@ -39,8 +41,6 @@ def table(
     out: Path = typer.Option(None, help="Write it here instead of printing it."),
 ) -> None:
     """A table of the paper: 1 models, 2 translations, 3 instructions, 4 language models."""
-    from rich.console import Console
-
     from lrm_ext.report import paper_tables
     from lrm_ext.report.settings import Setting
 
@@ -81,8 +81,6 @@ def modality_gap(
 ) -> None:
     """Measure how far images are from texts, and languages from each other (Figure 5)."""
     import json
-
-    from rich.console import Console
 
     from lrm_ext.corpus.store import Corpus
     from lrm_ext.emoji.unpack import ensure_unpacked
@@ -185,3 +183,27 @@ def _scores(
             for lang, cell in cells.items():
                 if cell.value is None:
                     typer.echo(f"missing: {label}, {one.name}, {lang}: {cell.reason}", err=True)
+
+
+def plot_run(
+    runs: list[Path] = typer.Argument(..., help="Output folders of training runs."),
+    out: Path = typer.Option(Path("loss.png"), help="Plot to write: .png, .svg or .pdf."),
+    smooth: int = typer.Option(1, min=1, help="Average the loss over so many logged steps."),
+) -> None:
+    """Plot the loss of training runs, in all and per language, and their validation.
+
+    Marks where interrupted runs were resumed.
+    """
+    from lrm_ext.report.training import largest_difference, plot_runs, read_attempts
+
+    console = Console(highlight=False, soft_wrap=True)
+    plot_runs(runs, out, smooth)
+    for run in runs:
+        attempts = read_attempts(run)
+        steps, difference = largest_difference(attempts)
+        repeated = f", {steps} steps made again, loss differs by at most {difference:g}"
+        console.print(
+            f"{run}: {len(attempts)} attempt{'s' if len(attempts) > 1 else ''}"
+            f"{repeated if steps else ''}"
+        )
+    console.print(f"saved to {out}")

@@ -37,7 +37,7 @@ from lrm_ext.evaluate.results import (
     predictions_dir,
 )
 from lrm_ext.languages import in_language_order, language_name
-from lrm_ext.languages.plot_fonts import is_shaped, plot_families
+from lrm_ext.languages.fonts import is_shaped, plot_families
 from lrm_ext.languages.registry import text_direction
 from lrm_ext.mixture.order import Permutation
 from lrm_ext.report.render import data_url, printable, render

@@ -24,7 +24,7 @@ from llava.errors import DataError
 from llava.train.metrics import METRICS_FILE, read_metrics
 from lrm_ext.instructions.registry import list_instructions
 from lrm_ext.languages import get_language, list_languages
-from lrm_ext.languages.plot_fonts import save_plot
+from lrm_ext.languages.fonts import save_plot
 from lrm_ext.report.render import BLUE, GREEN, ORANGE, PINK
 
 log = logging.getLogger(__name__)

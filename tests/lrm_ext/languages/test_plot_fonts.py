@@ -7,7 +7,7 @@ from fontTools.ttLib import TTFont
 from matplotlib import font_manager, ft2font, get_data_path
 from matplotlib.figure import Figure
 
-from lrm_ext.languages.plot_fonts import is_shaped, plot_families, save_plot
+from lrm_ext.languages.fonts import is_shaped, plot_families, save_plot
 
 HINDI = "\u0939\u093f\u0928\u094d\u0926\u0940"
 
