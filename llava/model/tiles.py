@@ -400,8 +400,7 @@ def preprocess_tile(image: Image.Image, processor: Any, as_bytes: bool = False) 
     options: dict[str, Any] = dict(_UNSCALED) if as_bytes else {}
     if getattr(processor, "size", {}).get("shortest_edge") is not None:
         options["size"] = {"shortest_edge": processor_side(processor)}
-    pixels: Tensor = processor.preprocess(image, return_tensors="pt", **options)["pixel_values"][0]
-    return pixels
+    return _pixels(image, processor, **options)
 
 
 def prepare_image(
@@ -429,10 +428,13 @@ def prepare_image(
         side = processor_side(processor)
         tiles = [image.resize((side, side)), *divide_to_patches(padded, side)]
         return torch.stack([preprocess_tile(tile, processor, as_bytes) for tile in tiles])
-    shaped = shape_image(image, processor, aspect_ratio)
-    if as_bytes:
-        return preprocess_bytes(shaped, processor)
-    pixels: Tensor = processor.preprocess(shaped, return_tensors="pt")["pixel_values"][0]
+    prepare = preprocess_bytes if as_bytes else _pixels
+    return prepare(shape_image(image, processor, aspect_ratio), processor)
+
+
+def _pixels(image: Image.Image, processor: Any, **options: Any) -> Tensor:
+    """Returns what an image processor makes of an image: [3, S, S]."""
+    pixels: Tensor = processor.preprocess(image, return_tensors="pt", **options)["pixel_values"][0]
     return pixels
 
 
@@ -445,18 +447,13 @@ def preprocess_bytes(image: Image.Image, processor: Any) -> Tensor:
     Returns:
         [3, S, S] uint8.
     """
-    pixels: Tensor = processor.preprocess(image, return_tensors="pt", **_UNSCALED)["pixel_values"][
-        0
-    ]
-    return pixels
+    return _pixels(image, processor, **_UNSCALED)
 
 
 def byte_table(processor: Any) -> Tensor:
     """Returns what the processor makes of each byte: [3, 256] float32."""
     ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
-    pixels: Tensor = processor.preprocess(
-        Image.fromarray(ramp), return_tensors="pt", do_resize=False, do_center_crop=False
-    )["pixel_values"][0]
+    pixels = _pixels(Image.fromarray(ramp), processor, do_resize=False, do_center_crop=False)
     return pixels[:, 0].float()
 
 
@@ -482,7 +479,7 @@ def keeps_bytes(processor: Any) -> bool:
     image = Image.fromarray(values)
     try:
         pixels = preprocess_bytes(image, processor)
-        expected = processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
+        expected = _pixels(image, processor)
         return pixels.dtype == torch.uint8 and torch.equal(
             to_floats(pixels, byte_table(processor)), expected
         )
