@@ -210,7 +210,7 @@ def near_languages(
     rows: list[Row], lang: str, thresholds: Thresholds
 ) -> dict[str, dict[str, float]]:
     """Returns the share of captions in near languages that does not pass for `lang`."""
-    checker = Checker(ENGLISH, lang, thresholds)
+    checker = Checker(lang, thresholds)
     result = {}
     for other in _NEAR.get(lang, ()):
         found = [
@@ -342,7 +342,7 @@ def calibrate(rows: Sequence[Row], lang: str, seed: int = 0) -> Thresholds:
     thresholds = msgspec.structs.replace(
         get_thresholds(lang), length_ratio=ratio, length_spread=spread
     )
-    checker = Checker(ENGLISH, lang, thresholds)
+    checker = Checker(lang, thresholds)
     clean = [verdict.values for verdict in _verdicts(checker, _pairs(rows, lang))]
     limits: dict[str, float] = {}
     for check, damage in GRADED.items():
@@ -373,7 +373,7 @@ def evaluate(
         thresholds: Limits of the checks; default: the language's own.
         seed: Seed of the choice of damaged texts and of the damage.
     """
-    checker = Checker(ENGLISH, lang, thresholds)
+    checker = Checker(lang, thresholds)
     report = Report(num_clean=len(rows))
     for verdict in _verdicts(checker, _pairs(rows, lang)):
         report.false_alarms.update(_named(verdict))

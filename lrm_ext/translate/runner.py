@@ -306,7 +306,7 @@ class Job:
         if not self.checks:
             return None
         thresholds = get_thresholds(self.target).with_limits(self.limits)
-        return Checker(ENGLISH, self.target, thresholds)
+        return Checker(self.target, thresholds)
 
 
 @dataclass

@@ -312,7 +312,7 @@ def _judges(job: ScoreJob) -> tuple[Checker | None, dict[str, Scorer]]:
     checker = None
     if CHECKS in job.names:
         thresholds = get_thresholds(job.lang).with_limits(of_checks)
-        checker = Checker(ENGLISH, job.lang, thresholds)
+        checker = Checker(job.lang, thresholds)
     elif of_checks:
         raise ConfigError(
             f"--limit {', '.join(of_checks)}: expected some of {', '.join(names)}; limits of "

@@ -127,7 +127,7 @@ def bench_rows(name: str, cases: Sequence[Case], lang: str) -> dict[str, Any]:
 @collecting_rarely()
 def run_ours(cases: Sequence[Case], lang: str) -> list[CorpusText]:
     """Does all the work of `lrm translate` around an engine."""
-    checker = Checker(ENGLISH, lang)
+    checker = Checker(lang)
     texts = []
     for start in range(0, len(cases), _BATCH):
         some = cases[start : start + _BATCH]

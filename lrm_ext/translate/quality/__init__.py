@@ -84,21 +84,17 @@ _ROWS_AHEAD = 512
 
 
 class Checker:
-    """Checks translations from one language into another.
+    """Checks translations from English into a language.
 
     Args:
-        source_lang: Code of the language of the texts.
-        target_lang: Code of the language of the translations.
+        target_lang: Code of the language.
         thresholds: What passes; by default the language's own.
 
     Raises:
-        ConfigError: A language is unknown.
+        ConfigError: The language is unknown.
     """
 
-    def __init__(
-        self, source_lang: str, target_lang: str, thresholds: Thresholds | None = None
-    ) -> None:
-        self.source_lang = source_lang
+    def __init__(self, target_lang: str, thresholds: Thresholds | None = None) -> None:
         self.target_lang = target_lang
         self.thresholds = thresholds or get_thresholds(target_lang)
         self._limits = [(name, self.thresholds.limits[name]) for name in CHECKS]
@@ -162,7 +158,7 @@ class Checker:
         return pair
 
     def _pair(self, key: tuple[str, str]) -> TextPair:
-        return TextPair.of(*key, self.source_lang, self.target_lang)
+        return TextPair.of(*key, self.target_lang)
 
     def _measure(self, pair: TextPair, names: Iterable[str]) -> dict[str, Measured]:
         found = ((name, CHECKS[name](pair, self.thresholds)) for name in names)

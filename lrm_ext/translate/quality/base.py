@@ -20,7 +20,7 @@ import regex
 from llava.errors import ConfigError
 from llava.files import convert
 from lrm_ext.languages.identification import Confusable
-from lrm_ext.languages.registry import get_language
+from lrm_ext.languages.registry import ENGLISH, get_language
 from lrm_ext.translate.protect import ProtectedSpan, find_spans, outside_of, plain_characters
 
 # Findings of these checks are a matter of degree, since people translate freely, too: review them.
@@ -199,12 +199,11 @@ QUOTES = "\"'“”„‟«»‘’‚‛‹›「」『』《》〈〉״＂ \u0
 
 @dataclass(slots=True, eq=False)
 class TextPair:
-    """A text and its translation.
+    """An English text and its translation.
 
     Attributes:
         source: The text.
         target: Its translation, with full-width letters and digits as ASCII.
-        source_lang: Code of the text's language.
         target_lang: Code of the translation's language.
         source_spans: The protected parts of the text.
         source_prose: The text with a blank in place of each protected part.
@@ -220,7 +219,6 @@ class TextPair:
     # plain attributes, because lazy properties cost more than they save
     source: str
     target: str
-    source_lang: str
     target_lang: str
     source_spans: Sequence[ProtectedSpan]
     source_prose: str
@@ -232,7 +230,7 @@ class TextPair:
     known_words: dict[str, bool] | None = None
 
     @classmethod
-    def of(cls, source: str, target: str, source_lang: str, target_lang: str) -> TextPair:
+    def of(cls, source: str, target: str, target_lang: str) -> TextPair:
         """Finds the protected parts and the words of a text and its translation."""
         target, spans = plain_characters(target), find_spans(source)
         source_prose = prose(source, spans)
@@ -241,12 +239,11 @@ class TextPair:
         return cls(
             source,
             target,
-            source_lang,
             target_lang,
             source_spans=spans,
             source_prose=source_prose,
             target_prose=target_prose,
-            source_words=words(source_prose, source_lang),
+            source_words=words(source_prose, ENGLISH),
             target_words=words(target_prose, target_lang),
             parts=(target_prose,),
         )
@@ -262,7 +259,6 @@ class TextPair:
         return cls(
             "\n".join([pair.source for pair in pairs]),
             "\n".join([pair.target for pair in pairs]),
-            pairs[0].source_lang,
             pairs[0].target_lang,
             source_spans=(),
             source_prose="\n".join([pair.source_prose for pair in pairs]),

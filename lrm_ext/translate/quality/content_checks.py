@@ -29,7 +29,7 @@ from typing import NamedTuple
 import msgspec
 import regex
 
-from lrm_ext.languages.registry import get_language
+from lrm_ext.languages.registry import ENGLISH, get_language
 from lrm_ext.translate.protect import damaged_parts, find_spans
 from lrm_ext.translate.quality.base import (
     EUROPEAN_SCRIPTS,
@@ -68,7 +68,7 @@ def check_numbers(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     if extra["1"] and not _is_european(pair.target_lang) and _ARTICLE.search(pair.source):
         del extra["1"]  # "a cup" is 1 with a word for its kind in Thai and Japanese
     if missing or extra:
-        in_source = spelled_numbers(pair.source, pair.source_lang)
+        in_source = spelled_numbers(pair.source, ENGLISH)
         in_target = spelled_numbers(pair.target, pair.target_lang)
         spelled = in_target - in_source
         if any(number != 1 and str(number) not in missing for number in spelled):
@@ -272,8 +272,6 @@ def check_answer(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     Only answers that are "yes" or "no", or begin with one and punctuation, are judged, and only if
     the language file lists the first word of the translation.
     """
-    if pair.source_lang != "en":
-        return None
     match = _YES_NO.match(pair.source)
     if match is None or pair.source[match.end() : match.end() + 1].isspace():
         return None
@@ -319,8 +317,6 @@ def check_meaning(pair: TextPair, thresholds: Thresholds) -> Measured | None:
 
     The added one keeps one or two missing words from weighing as much as five.
     """
-    if pair.source_lang != "en":
-        return None
     lexicon = get_lexicon(pair.target_lang)
     if lexicon is None:
         return None

@@ -31,7 +31,7 @@ from fontTools.unicodedata import Scripts
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import Turn
 from lrm_ext.languages.identification import log_scores, score_ahead
-from lrm_ext.languages.registry import default_languages, get_language
+from lrm_ext.languages.registry import ENGLISH, default_languages, get_language
 from lrm_ext.languages.tags import NEUTRAL_SCRIPTS, SCRIPT_PARTS
 from lrm_ext.translate.quality.base import (
     EUROPEAN_SCRIPTS,
@@ -194,11 +194,11 @@ def check_copy(pair: TextPair, thresholds: Thresholds) -> Measured | None:
     Capitalised words inside a sentence are names and are ignored.
     """
     total = len(pair.source_words)
-    if total < _MIN_WORDS or pair.source_lang == pair.target_lang:
+    if total < _MIN_WORDS:
         return None
     target = pair.target_words
     if not get_language(pair.target_lang).spaced:  # its words are letters; find English words
-        target = words(pair.target_prose, pair.source_lang)
+        target = words(pair.target_prose, ENGLISH)
     common = set(pair.source_words).intersection(target)
     if not common:
         return Measured(0.0, "")

@@ -28,7 +28,7 @@ def test_there_are_captions_in_each_language() -> None:
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_what_people_write_is_not_rejected(lang: str) -> None:
-    checker = Checker("en", lang)
+    checker = Checker(lang)
     verdicts = {c[lang]: checker.check_text(c["en"], c[lang]) for c in CAPTIONS}
     faults = {text: v.reasons for text, v in verdicts.items() if v.status == "rejected"}
     assert faults == {}
@@ -36,7 +36,7 @@ def test_what_people_write_is_not_rejected(lang: str) -> None:
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_another_number_or_other_text_in_the_image_is_found(lang: str) -> None:
-    checker = Checker("en", lang)
+    checker = Checker(lang)
     for caption in CAPTIONS:
         if "wrong" in caption:
             verdict = checker.check_text(caption["wrong"], caption[lang])

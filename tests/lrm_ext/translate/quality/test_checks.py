@@ -69,7 +69,7 @@ GOOD = [
 
 @pytest.mark.parametrize(("lang", "source", "target"), GOOD)
 def test_what_people_write_passes(lang: str, source: str, target: str) -> None:
-    verdict = Checker("en", lang).check_text(source, target)
+    verdict = Checker(lang).check_text(source, target)
     assert [str(finding) for finding in verdict.findings] == []
     assert (verdict.ok, verdict.status, verdict.reasons) == (True, "ok", [])
 
@@ -164,7 +164,7 @@ BAD = [
 
 @pytest.mark.parametrize(("check", "lang", "source", "target"), BAD)
 def test_what_is_wrong_is_found(check: str, lang: str, source: str, target: str) -> None:
-    verdict = Checker("en", lang).check_text(source, target)
+    verdict = Checker(lang).check_text(source, target)
     found = {finding.check: finding for finding in verdict.findings}
     assert check in found, (verdict.values, list(map(str, verdict.findings)))
     assert found[check].value > found[check].limit and found[check].message
@@ -180,8 +180,8 @@ def test_each_language_says_yes_and_no(lang: str) -> None:
     from lrm_ext.languages.registry import get_language
 
     language = get_language(lang)
-    assert Checker("en", lang).check_text("Yes", language.yes).ok
-    assert not Checker("en", lang).check_text("Yes", language.no).ok
+    assert Checker(lang).check_text("Yes", language.yes).ok
+    assert not Checker(lang).check_text("Yes", language.no).ok
 
 
 def human(text: str) -> Turn:
@@ -195,7 +195,7 @@ def gpt(text: str) -> Turn:
 def test_a_row_is_as_good_as_its_worst_turn() -> None:
     english = (human("What is it?"), gpt("A cat."), human("How many?"), gpt("There are 3 cats."))
     other = (human("Što je to?"), gpt("Mačka."), human("Koliko ih je?"), gpt("Ima 4 mačke."))
-    verdict = Checker("en", "hr").check_turns(english, other)
+    verdict = Checker("hr").check_turns(english, other)
     assert [finding.check for finding in verdict.findings] == ["numbers"]
     assert verdict.values["numbers"] == 2 and verdict.values["structure"] == 0
 
@@ -203,7 +203,7 @@ def test_a_row_is_as_good_as_its_worst_turn() -> None:
 def test_turns_and_roles_are_compared() -> None:
     english = (human("What is it?"), gpt("A cat."))
     for other in ((human("Što je to?"),), (gpt("Što je to?"), human("Mačka."))):
-        verdict = Checker("en", "hr").check_turns(english, other)
+        verdict = Checker("hr").check_turns(english, other)
         assert verdict.status == "rejected" and verdict.findings[0].check == "structure"
 
 
@@ -211,28 +211,26 @@ def test_many_short_turns_are_judged_together() -> None:
     """Of two or three words no identifier can tell the language; of twenty it can."""
     english = [gpt(text) for text in ("a red car", "a big tree", "two small boys", "the old house")]
     german = ["ein rotes Auto", "ein großer Baum", "zwei kleine Jungen", "das alte Haus"]
-    checker = Checker("en", "hr")
+    checker = Checker("hr")
     assert all(checker.check_text(e.text, g).ok for e, g in zip(english, german, strict=True))
     verdict = checker.check_turns(english, [gpt(text) for text in german])
     assert "language" in {finding.check for finding in verdict.findings}
 
 
 def test_a_checker_gives_what_a_single_check_gives() -> None:
-    checker = Checker("en", "hr")
+    checker = Checker("hr")
     for _, _, source, target in BAD:
         for _ in range(2):  # the second time from what it remembers
-            assert checker.check_text(source, target) == Checker("en", "hr").check_text(
-                source, target
-            )
+            assert checker.check_text(source, target) == Checker("hr").check_text(source, target)
 
 
 def test_other_limits() -> None:
     from lrm_ext.translate.quality import get_thresholds
 
     source, target = "The boy is standing on the beach.", "Dječak stoji na plaži"
-    assert Checker("en", "hr").check_text(source, target).status == "suspect"
+    assert Checker("hr").check_text(source, target).status == "suspect"
     thresholds = get_thresholds("hr").with_limits({"ending": 1.0})
-    assert Checker("en", "hr", thresholds).check_text(source, target).ok
+    assert Checker("hr", thresholds).check_text(source, target).ok
 
 
 # Language, text, translation that passes or the check that finds its fault.
@@ -267,7 +265,7 @@ def test_scripts_digits_and_quotation_marks_of_other_languages() -> None:
     for lang, source, target, check in IN_OTHER_SCRIPTS:
         if lang not in list_languages():
             continue
-        verdict = Checker("en", lang).check_text(source, target)
+        verdict = Checker(lang).check_text(source, target)
         found = [finding.check for finding in verdict.findings]
         if (check in found) if check else not found:
             continue
