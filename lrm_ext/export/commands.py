@@ -6,6 +6,9 @@ from pathlib import Path
 
 import typer
 
+from llava.errors import ConfigError, split_names
+from lrm_ext.languages.registry import canonical_codes
+
 export_app = typer.Typer(
     help="Checkpoints, answers and benchmarks for other tools.", no_args_is_help=True
 )
@@ -76,9 +79,7 @@ def predictions(
     form: str = typer.Option("xlsx", "--format", help="Of VLMEvalKit's files: xlsx or tsv."),
 ) -> None:
     """Write answers as lmms-eval's logs or VLMEvalKit's tables."""
-    from llava.errors import ConfigError, split_names
     from lrm_ext.export.evaluation import export_lmms_eval, export_vlmevalkit, read_run
-    from lrm_ext.languages.registry import canonical_codes
 
     answers = read_run(run, split_names(benchmarks), canonical_codes(languages), benchmark_dir)
     exporters = {
@@ -102,10 +103,8 @@ def benchmark(
     licence: str = typer.Option("unknown", help="Licence of the benchmark, for the dataset card."),
 ) -> None:
     """Write a benchmark as a Hugging Face dataset, or as lmms-eval tasks on such a dataset."""
-    from llava.errors import ConfigError
     from lrm_ext.evaluate.registry import open_named
     from lrm_ext.export.evaluation import export_dataset, export_tasks
-    from lrm_ext.languages.registry import canonical_codes
 
     opened, chosen = open_named(folder), canonical_codes(languages)
     if to == "hf":
