@@ -22,8 +22,9 @@ import typer
 from PIL import Image
 from rich.console import Console
 
+from llava.data.sample import Sample
 from llava.errors import DataError, run_command
-from lrm_ext.emoji.conversations import IMAGE_PREFIX, conversation_sample, question_turns
+from lrm_ext.emoji.conversations import IMAGE_PREFIX, SOURCE, question_turns
 from lrm_ext.emoji.scenes import (
     CONCEPTS_FILE,
     LANGUAGES,
@@ -207,8 +208,9 @@ def example_files(scenes: Sequence[Scene]) -> dict[str, bytes]:
         render_scene(scene, sprites, SIZE_PX).save(content, "PNG", optimize=True)
         files[f"{EXAMPLES_DIR}/{image}"] = content.getvalue()
         for lang in (LANGUAGES[0], next(others)):
-            record = conversation_sample(scene, lang, image).to_record()
-            records.append({**record, "id": f"{scene.id}-{lang}"})
+            turns = question_turns(scene, lang)
+            sample = Sample(f"{scene.id}-{lang}", image, turns, lang=lang, source=SOURCE)
+            records.append(sample.to_record())
         questions[image] = {
             lang: question_turns(scene, lang)[0].text.removeprefix(IMAGE_PREFIX)
             for lang in LANGUAGES

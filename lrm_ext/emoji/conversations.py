@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from llava.data.sample import Sample, Turn
+from llava.data.sample import Turn
 from lrm_ext.emoji.scenes import (
     NUM_OBJECTS,
     NUM_PATTERNS,
@@ -281,12 +281,6 @@ def questions_of(scene: Scene) -> tuple[SceneQuestion, ...]:
 def question_turns(scene: Scene, lang: str) -> tuple[Turn, ...]:
     """Returns a conversation of four questions and answers."""
     return _turns(render_question(question, scene, lang) for question in questions_of(scene))
-
-
-def conversation_sample(scene: Scene, lang: str, image: str) -> Sample:
-    """Returns the conversation of a scene as a LLaVA sample."""
-    turns = question_turns(scene, lang)
-    return Sample(id=scene.id, image=image, turns=turns, lang=lang, source=SOURCE)
 
 
 def benchmark_items(scenes: Iterable[Scene]) -> tuple[BenchmarkItem, ...]:
