@@ -210,8 +210,8 @@ class TextCapsBleu4Evaluator:
         return float(scores[3])
 
 
-def edit_distance(s1: str, s2: str) -> int:
-    """Levenshtein distance in characters."""
+def edit_distance(s1: Sequence[str], s2: Sequence[str]) -> int:
+    """Levenshtein distance in characters, or in whatever the sequences consist of."""
     row = list(range(len(s2) + 1))
     for i, char in enumerate(s1, 1):
         diagonal, row[0] = row[0], i

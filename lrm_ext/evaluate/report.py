@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -21,11 +22,14 @@ import msgspec
 
 import lrm_ext
 from llava.errors import DataError
+from llava.eval.m4c_evaluator import edit_distance
 from llava.eval.records import read_json_lines
 from llava.files import write_atomically, writing
 from llava.images import open_image
 from llava.mm_utils import get_model_name_from_path
-from lrm_ext.evaluate.kind import LOCAL, UNPARSED, Reading, Verdict, fidelity
+from lrm_ext.corpus.text_images import READING
+from lrm_ext.corpus.text_rendering import graphemes
+from lrm_ext.evaluate.kind import LOCAL, UNPARSED, Reading, Verdict, fidelity, final_answer
 from lrm_ext.evaluate.kinds import find_kind, get_kind
 from lrm_ext.evaluate.official import join_images
 from lrm_ext.evaluate.predictions import read_predictions
@@ -119,6 +123,9 @@ class LanguageResult:
         yesno_tasks: The tasks that are answered by yes or no.
         headlines: The figure of the paper's tables, in each mode of reading; empty for a benchmark
             that has none but accuracy.
+        character_errors: Of text that is read from images, the character error rate: graphemes to
+            insert, delete or replace per grapheme of the text, in NFC, which may be more than 1.
+            None without such questions.
     """
 
     lang: str
@@ -131,6 +138,7 @@ class LanguageResult:
     tasks: Mapping[str, GroupScore]
     yesno_tasks: tuple[str, ...]
     headlines: tuple[Headline, ...] = ()
+    character_errors: float | None = None
 
     @property
     def main(self) -> GroupScore:
@@ -334,6 +342,7 @@ def _language_result(qs: QuestionSet, result: RunResult) -> LanguageResult:
         tasks={task: score for task, score in scores.items() if score is not None},
         yesno_tasks=tuple(dict.fromkeys(v.category for v in verdicts if v.answer_type == "yesno")),
         headlines=_headlines(result) if find_kind(qs.benchmark.kind or "") else (),
+        character_errors=_character_errors(result),
     )
 
 
@@ -374,6 +383,20 @@ def _group_score(
         num_refused=sum(verdict.refused for verdict in verdicts),
         fidelity=own / decided if decided else None,
     )
+
+
+def _character_errors(result: RunResult) -> float | None:
+    errors = length = 0
+    for item in result.items:
+        if (item.category, item.answer_type) == (READING, "text"):
+            said = final_answer(result.texts.get(item.question_id, ""))
+            written, read = (
+                graphemes(" ".join(unicodedata.normalize("NFC", text).split()))
+                for text in (item.answer, said)
+            )
+            errors += edit_distance(written, read)
+            length += len(written)
+    return errors / length if length else None
 
 
 def _headlines(result: RunResult) -> tuple[Headline, ...]:

@@ -41,9 +41,11 @@ from lrm_ext.evaluate.results import ENGLISH
 from lrm_ext.languages.grouping import (
     MAX_ROWS,
     NUM_WORST,
+    group_by_script,
     group_name,
     headed_groups,
     listed,
+    script_name,
     search_words,
     worst_and_rest,
 )
@@ -255,6 +257,17 @@ def remarks(benchmark: BenchmarkResult, is_short: bool = False) -> list[str]:
             f"fidelity is below {percent(LOW_FIDELITY, 0)} % in {join(low)}: there the model "
             "often answers in another language; see docs/training.md, What the literature found"
         )
+    if rates := {
+        result.lang: -100 * result.character_errors
+        for result in benchmark.languages
+        if result.character_errors is not None
+    }:
+        scripts = (
+            f"{script_name(langs[0])} {-fmean(rates[lang] for lang in langs):.1f} % "
+            f"({join(f'{lang} {-rates[lang]:.1f}' for lang in langs)})"
+            for langs in group_by_script(rates)
+        )
+        lines.append(f"character error rate of the text that was read: {'; '.join(scripts)}")
     return lines
 
 

@@ -35,7 +35,32 @@ def test_scores_of_a_model_that_is_known(config):
     assert croatian.total.majority == 1
     assert croatian.total.fidelity == 1 and english.total.fidelity == 6 / 9
     assert croatian.yesno_tasks == ("existence", "category")
+    assert croatian.character_errors is None
     assert mean_of([english.yesno, croatian.yesno, None]) == 0.75
+
+
+def test_text_in_images_has_a_character_error_rate(config):
+    asked = (("reading", "What is written?", "text"), ("reading_control", "Is it?", "yesno"))
+    for lang, text in (("en", "A cat."), ("hr", "Mačka spava.")):
+        rows = [
+            {
+                "question_id": f"{lang}-{task}", "image": "0.png", "text": question,
+                "category": task, "answer": text if kind == "text" else "Yes", "lang": lang,
+                "answer_type": kind,
+            }
+            for task, question, kind in asked
+        ]  # fmt: skip
+        lines = "\n".join(json.dumps(row) for row in rows)
+        (config.benchmark_dir / f"{lang}.jsonl").write_text(lines, encoding="utf-8")
+
+    class Reader(FakeAnswerer):
+        def _text(self, request):
+            # decomposed, which is the same; another letter, and no full stop
+            return "A cat." if request.lang == "en" else "Mac\u030cka sppva"
+
+    sets = run_evaluation(config, Reader)
+    english, croatian = score_run(config, sets, "").benchmarks[0].languages
+    assert (english.character_errors, croatian.character_errors) == (0.0, 2 / 12)
 
 
 def test_files_of_a_score(config):

@@ -197,6 +197,22 @@ def test_low_fidelity_is_said_in_tables_and_page(folder):
     assert "idelity is below" not in Page(render(folder)).text
 
 
+def test_character_error_rates_are_by_script_the_worst_first(folder):
+    rates = {"hr": 0.1, "cs": 0.3, "ru": 1.25}
+    (benchmark,) = (report := make_report(folder)).benchmarks
+    languages = tuple(
+        dataclasses.replace(result, character_errors=rates.get(result.lang))
+        for result in benchmark.languages
+    )
+    benchmark = dataclasses.replace(benchmark, languages=languages)
+    report = dataclasses.replace(report, benchmarks=(benchmark,))
+    page = Page(write_report(report, folder, folder.parent).read_text(encoding="utf-8"))
+    expected = "Cyrillic 125.0 % (ru 125.0); Latin 20.0 % (cs 30.0, hr 10.0)"
+    for text in (page.text, " ".join(printed(report, 80).split())):
+        assert f"haracter error rate of the text that was read: {expected}" in text
+    assert "haracter error rate" not in printed(make_report(folder), 80)
+
+
 # as many as ship, so that it does not matter whether all of them do already
 FIFTY = tuple(
     "en cs de fr hr it ro ru es zh am ar bg bn da el fa fi fil ga he hi hu id ig ja jv ko lt mi mn "
