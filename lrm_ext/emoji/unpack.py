@@ -270,14 +270,22 @@ def _tracked(scenes: Sequence[Scene], title: str) -> Iterable[Scene]:
     return track(scenes, title, console=Console(stderr=True))
 
 
-def open_corpus(path: Path | None, stage: str = "finetune") -> Corpus:
+def open_corpus(
+    path: Path | None, stage: str = "finetune", languages: Iterable[str] = ()
+) -> Corpus:
     """Opens a corpus folder, or the built-in corpus of a stage.
 
     Args:
         path: A corpus folder; None for the built-in corpus.
         stage: The built-in corpus to open, "pretrain" or "finetune".
 
+        languages: What the built-in corpus must have; where those of the paper are not enough, it
+            is unpacked in these.
     Raises:
         DataError: The folder is not a corpus, or the built-in data is damaged.
+        ConfigError: The built-in corpus has no such language.
     """
-    return Corpus.open(ensure_unpacked() / stage if path is None else path)
+    if path is None:
+        chosen = tuple(languages)
+        path = unpack(languages=LANGUAGES if {*chosen} <= {*LANGUAGES} else chosen) / stage
+    return Corpus.open(path)

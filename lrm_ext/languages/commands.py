@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import typer
@@ -16,6 +17,7 @@ from rich.table import Table
 
 from llava.errors import split_names
 from lrm_ext.instructions.commands import MINI_TOKENIZER
+from lrm_ext.languages.grouping import SHORT_TABLE, group_name, table_rows
 from lrm_ext.languages.registry import (
     FOLDER_VARIABLE,
     canonical_code,
@@ -39,6 +41,8 @@ languages_app = typer.Typer(
 _FOLDER = typer.Option(
     None, "--dir", help=f"Folder of your own language files; default: ${FOLDER_VARIABLE}."
 )
+
+_ALL = "A row for each language, however many there are."
 
 
 def register(app: typer.Typer) -> None:
@@ -155,6 +159,7 @@ def fertility(
     limit: int = typer.Option(2000, min=1, help="Sentences of a corpus to count in each language."),
     out: Path = typer.Option(None, help="Write a bar plot to this file: .png, .svg or .pdf."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
+    show_all: bool = typer.Option(False, "--all", help=_ALL),
 ) -> None:
     """Count the tokens that each language needs for the same sentences, relative to English."""
     from lrm_ext.corpus.sentences import built_in_pairs, corpus_pairs, in_common
@@ -175,7 +180,7 @@ def fertility(
     if as_json:
         console.print(json.dumps([asdict(r) for r in results], indent=1), markup=False)
     else:
-        _print_fertility(results, console)
+        _print_fertility(results, console, show_all)
     if out is not None:
         values = {(r.tokenizer, r.lang): r.relative for r in results}
         label = "tokens for the same sentences, English = 1"
@@ -184,7 +189,8 @@ def fertility(
             console.print(f"saved to {out}")
 
 
-def _print_fertility(results: Sequence[Fertility], console: Console) -> None:
+def _print_fertility(results: Sequence[Fertility], console: Console, show_all: bool) -> None:
+    rows = []
     for name in dict.fromkeys(result.tokenizer for result in results):
         own = [result for result in results if result.tokenizer == name]
         title = f"tokenizer {name}, {own[0].num_sentences:,} sentences"
@@ -196,15 +202,23 @@ def _print_fertility(results: Sequence[Fertility], console: Console) -> None:
             "unknown",
         ):
             table.add_column(heading, justify="right")
-        for result in own:
+        rows = table_rows({result.lang: -result.relative for result in own}, show_all)
+        for langs in rows:
+            unknown = _mean(own, langs, "unknown_share")
             table.add_row(
-                get_language(result.lang).name,
-                f"{result.tokens_per_sentence:.1f}",
-                f"{result.relative:.2f}",
-                f"{result.characters_per_token:.2f}",
-                f"{result.unknown_share:.1%}" if result.unknown_share else "none",
+                group_name(langs),
+                f"{_mean(own, langs, 'tokens_per_sentence'):.1f}",
+                f"{_mean(own, langs, 'relative'):.2f}",
+                f"{_mean(own, langs, 'characters_per_token'):.2f}",
+                f"{unknown:.1%}" if unknown else "none",
             )
         console.print(table)
+    if any(len(langs) > 1 for langs in rows):
+        console.print(SHORT_TABLE)
+
+
+def _mean(results: Sequence[Fertility | Probe], langs: Sequence[str], name: str) -> float:
+    return fmean(getattr(result, name) for result in results if result.lang in langs)
 
 
 def probe(
@@ -223,6 +237,7 @@ def probe(
     device: str = typer.Option(None, help="cpu or cuda; a GPU by default if there is one."),
     out: Path = typer.Option(None, help="Write a bar plot to this file: .png, .svg or .pdf."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
+    show_all: bool = typer.Option(False, "--all", help=_ALL),
 ) -> None:
     """Measure how well base models know a language, before one is trained."""
     from llava.progress import Progress
@@ -249,7 +264,7 @@ def probe(
     if as_json:
         console.print(json.dumps([asdict(r) for r in results], indent=1), markup=False)
     else:
-        _print_probes(results, console)
+        _print_probes(results, len(wanted), console, show_all)
     if out is not None:
         values = {(r.base, r.lang): r.relative_bits for r in results if r.relative_bits is not None}
         label = "bits for the same sentences, English = 1; fewer: the model knows it better"
@@ -258,29 +273,42 @@ def probe(
             console.print(f"saved to {out}")
 
 
-def _print_probes(results: Sequence[Probe], console: Console) -> None:
+def _print_probes(
+    results: Sequence[Probe], num_texts: int, console: Console, show_all: bool
+) -> None:
     table = Table(title="Languages in base models", title_justify="left")
     for heading in ("base", "language", "text"):
         table.add_column(heading, overflow="fold")
     for heading in ("characters", "tokens, en = 1", "bits a character", "bits, en = 1"):
         # no word of it is cut off in a narrow terminal
         table.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
-    base = None
-    for result in results:
-        relative = (result.relative_tokens, result.relative_bits)
-        tokens, bits = ("-" if value is None else f"{value:.2f}" for value in relative)
-        base, name = result.base, "" if result.base == base else result.base
-        table.add_row(
-            name,
-            result.lang,
-            result.text,
-            f"{result.num_characters:,}",
-            tokens,
-            f"{result.bits_per_character:.2f}",
-            bits,
-        )
+    is_short = False
+    for start in range(0, len(results), num_texts):
+        own = results[start : start + num_texts]
+        built_in = {one.lang: one for one in own if one.relative_bits is not None}
+        rows = table_rows({lang: -(r.relative_bits or 0) for lang, r in built_in.items()}, show_all)
+        is_short |= len(rows) < len(built_in)
+        groups = [[built_in[lang] for lang in langs] for langs in rows]
+        groups += [[result] for result in own if result.relative_bits is None]
+        for number, group in enumerate(groups):
+            langs = [result.lang for result in group]
+            tokens, bits = (
+                "-" if group[0].relative_bits is None else f"{_mean(group, langs, name):.2f}"
+                for name in ("relative_tokens", "relative_bits")
+            )
+            table.add_row(
+                "" if number else own[0].base,
+                group_name(langs) if len(group) > 1 else langs[0],
+                group[0].text,
+                f"{_mean(group, langs, 'num_characters'):,.0f}",
+                tokens,
+                f"{_mean(group, langs, 'bits_per_character'):.2f}",
+                bits,
+            )
     console.print(table)
     console.print("en = 1: as many as the same sentences need in English")
+    if is_short:
+        console.print(SHORT_TABLE)
 
 
 def _counted(number: int, noun: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Final
 
-from lrm_ext.languages.registry import get_language, language_name, list_languages
+from lrm_ext.languages.registry import ENGLISH, get_language, language_name, list_languages
 
 # with a heading and remarks they fill a terminal of 24 lines
 MAX_ROWS: Final = 20
@@ -19,6 +19,10 @@ NUM_WORST: Final = 10
 OTHER: Final = "other"
 # parts of a script, which CLDR calls "Simplified" and "Traditional"
 _WHOLE: Final = {"Hans": "Hani", "Hant": "Hani"}
+SHORT_TABLE: Final = (
+    f"The worst {NUM_WORST} are rows of their own, the others are together by script; --all shows "
+    "every language."
+)
 ALONE: Final = "Scripts of one language"
 STRANGERS: Final = "Codes without a language file"
 
@@ -80,6 +84,22 @@ def worst_and_rest(values: Mapping[str, float]) -> tuple[tuple[str, ...], list[t
     ordered = sorted(values, key=lambda code: values[code])
     rest = {code: values[code] for code in ordered[NUM_WORST:]}
     return tuple(ordered[:NUM_WORST]), group_by_script(rest)
+
+
+def table_rows(values: Mapping[str, float], show_all: bool = False) -> list[tuple[str, ...]]:
+    """Returns the languages of each row of a table.
+
+    There is a row for each language; of many, for English, for each of the worst, and for each
+    script of the others.
+
+    Args:
+        values: By code.
+        show_all: One each, however many there are.
+    """
+    if show_all or len(values) <= MAX_ROWS:
+        return [(code,) for code in values]
+    worst, rest = worst_and_rest({code: v for code, v in values.items() if code != ENGLISH})
+    return [(ENGLISH,)] * (ENGLISH in values) + [(code,) for code in worst] + rest
 
 
 def group_name(codes: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,10 +10,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from lrm_ext.languages.grouping import SHORT_TABLE, group_name, table_rows
+
 if TYPE_CHECKING:
     from llava.data.sample import Sample
     from lrm_ext.mixture.order import Mixture
-    from lrm_ext.mixture.table import CountTokens
+    from lrm_ext.mixture.table import CountTokens, MixtureTableRow
 
 mixture_app = typer.Typer(help="Inspect mixtures.", no_args_is_help=True)
 
@@ -49,6 +51,9 @@ def show(
         False, help="Show what each language gets over --epochs: tokens, rows, repeated rows."
     ),
     epochs: int = typer.Option(1, min=1, help="Epochs to simulate, from the first."),
+    show_all: bool = typer.Option(
+        False, "--all", help="A row for each language, however many there are."
+    ),
 ) -> None:
     """Print the samples per language and instruction, their shares, and their rows."""
     from lrm_ext.corpus.store import parts_of
@@ -61,14 +66,17 @@ def show(
     count_tokens = _token_counter(tokenizer, template) if tokenizer is not None else None
     stage = "pretrain" if path.stem == "pretrain" else "finetune"
     names_none = corpus is None and spec.corpora
-    mixed = Mixture.open(spec, None if names_none else open_corpus(corpus, stage))
+    mixed = Mixture.open(spec, None if names_none else open_corpus(corpus, stage, spec.languages))
     console = Console(highlight=False)
     console.print(f"mixture {path}", soft_wrap=True, markup=False)
     for part in parts_of(mixed.corpus):
         console.print(f"corpus  {part.path}", soft_wrap=True, markup=False)
     shown = range(epochs) if simulate else range(epoch, epoch + 1)
-    console.print(_render(mixed, shown, simulate, count_tokens, num_measured))
+    table, rows = _render(mixed, shown, simulate, count_tokens, num_measured, show_all)
+    console.print(table)
     notes = _notes_on_simulation(epochs) if simulate else _notes(mixed)
+    if any(len(langs) > 1 for langs in rows):
+        notes += f"\n{SHORT_TABLE} Worst: most samples for each row with accepted text."
     if count_tokens is not None:
         lengths = (
             "Tokens are means over some of the samples, times the exact counts"
@@ -108,29 +116,21 @@ def _notes_on_simulation(num_epochs: int) -> str:
     )
 
 
-# total, and cells by language, for each heading
-Columns = dict[str, tuple[str, Mapping[str, str]]]
+# total, and the cell of some languages together, for each heading
+Columns = dict[str, tuple[str, Callable[[Sequence[str]], str]]]
 
 
-def _table(langs: Iterable[str], columns: Columns) -> Table:
-    """Makes a table with a row per language and a last row of totals."""
-    table = Table(show_footer=True)
-    table.add_column("language", footer="all")
-    for name, (total, _) in columns.items():
-        table.add_column(name, footer=total, justify="right")
-    for lang in langs:
-        table.add_row(lang, *(cells.get(lang, "") for _, cells in columns.values()))
-    return table
+def _numbers(values: Mapping[str, float]) -> tuple[str, Callable[[Sequence[str]], str]]:
+    def cell(langs: Sequence[str]) -> str:
+        there = [values[lang] for lang in langs if lang in values]
+        return f"{sum(there):,.0f}" if there else ""
+
+    return cell(list(values)), cell
 
 
-def _numbers(values: Mapping[str, float]) -> tuple[str, Mapping[str, str]]:
-    cells = {lang: f"{value:,.0f}" for lang, value in values.items()}
-    return f"{sum(values.values()):,.0f}", cells
-
-
-def _shares(values: Mapping[str, float]) -> tuple[str, Mapping[str, str]]:
+def _shares(values: Mapping[str, float]) -> tuple[str, Callable[[Sequence[str]], str]]:
     total = sum(values.values())
-    return "100.0 %", {lang: f"{100 * value / total:.1f} %" for lang, value in values.items()}
+    return "100.0 %", lambda langs: f"{100 * sum(values[lang] for lang in langs) / total:.1f} %"
 
 
 def _render(
@@ -139,33 +139,70 @@ def _render(
     is_simulation: bool,
     count_tokens: CountTokens | None,
     num_measured: int,
-) -> Table:
-    """Makes the table of an epoch with a column per instruction, or of several with repeats."""
+    show_all: bool,
+) -> tuple[Table, list[tuple[str, ...]]]:
+    """Makes the table of an epoch with a column per instruction, or of several with repeats.
+
+    Returns:
+        The table, whose last row has totals, and the languages of each row.
+    """
     from lrm_ext.mixture.table import make_table, simulate
 
-    found = simulate(mixture, epochs)
+    found = {each.lang: each for each in simulate(mixture, epochs)}
     rows = [r for epoch in epochs for r in make_table(mixture, count_tokens, num_measured, epoch)]
-    counts = {each.lang: each.count for each in found}
+    counts = {lang: each.count for lang, each in found.items()}
+
+    def total(name: str, langs: Sequence[str]) -> int:
+        return sum(getattr(found[lang], name) for lang in langs)
+
     columns: Columns = {}
     if not is_simulation:
         for name in dict.fromkeys(row.instruction for row in rows):
             own = {row.lang: row.count for row in rows if row.instruction == name}
             columns[name] = _numbers(own)
     columns["samples"], columns["share"] = _numbers(counts), _shares(counts)
-    columns["rows"] = ("", {e.lang: f"{e.num_rows:,} of {e.num_usable:,}" for e in found})
+    columns["rows"] = (
+        "",
+        lambda langs: f"{total('num_rows', langs):,} of {total('num_usable', langs):,}",
+    )
     if is_simulation:
-        columns["repeated"] = _numbers({each.lang: each.count - each.num_rows for each in found})
-        columns["most often"] = ("", {each.lang: f"{each.most_often} x" for each in found})
+        columns["repeated"] = _numbers(
+            {lang: each.count - each.num_rows for lang, each in found.items()}
+        )
+        columns["most often"] = (
+            "",
+            lambda langs: f"{max(found[lang].most_often for lang in langs)} x",
+        )
     if count_tokens is not None:
-        characters, tokens = dict.fromkeys(counts, 0.0), dict.fromkeys(counts, 0.0)
-        for row in rows:
-            characters[row.lang] += (row.characters or 0) * row.count
-            tokens[row.lang] += (row.tokens or 0) * row.count
-        if is_simulation:
-            columns["tokens"] = _numbers(tokens)
-        else:
-            for name, sums in (("characters", characters), ("tokens", tokens)):
-                means = {lang: f"{sums[lang] / n:,.1f}" for lang, n in counts.items() if n}
-                columns[name] = (f"{sum(sums.values()) / len(mixture):,.1f}", means)
-        columns["token share"] = _shares(tokens)
-    return _table(counts, columns)
+        columns |= _lengths(rows, counts, is_simulation)
+    groups = table_rows({lang: -e.count / e.num_usable for lang, e in found.items()}, show_all)
+    table = Table(show_footer=True)
+    table.add_column("language", footer="all")
+    for name, (footer, _) in columns.items():
+        table.add_column(name, footer=footer, justify="right")
+    for langs in groups:
+        name = langs[0] if len(langs) == 1 else group_name(langs)
+        table.add_row(name, *(cell(langs) for _, cell in columns.values()))
+    return table, groups
+
+
+def _lengths(
+    rows: Sequence[MixtureTableRow], counts: Mapping[str, int], is_simulation: bool
+) -> Columns:
+    """Makes the columns of characters and tokens: sums in a simulation, else means a sample."""
+    characters, tokens = dict.fromkeys(counts, 0.0), dict.fromkeys(counts, 0.0)
+    for row in rows:
+        characters[row.lang] += (row.characters or 0) * row.count
+        tokens[row.lang] += (row.tokens or 0) * row.count
+
+    def mean(sums: Mapping[str, float]) -> tuple[str, Callable[[Sequence[str]], str]]:
+        def cell(langs: Sequence[str]) -> str:
+            number = sum(counts[lang] for lang in langs)
+            return f"{sum(sums[lang] for lang in langs) / number:,.1f}" if number else ""
+
+        return cell(list(sums)), cell
+
+    columns: Columns = {"tokens": _numbers(tokens)}
+    if not is_simulation:
+        columns = {"characters": mean(characters), "tokens": mean(tokens)}
+    return {**columns, "token share": _shares(tokens)}

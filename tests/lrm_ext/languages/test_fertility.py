@@ -26,6 +26,7 @@ from lrm_ext.languages.fertility import (
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "llava"
 SENTENCEPIECE = GOLDEN / "tokenizer.model"
+CODES = "en,hr,cs,ta"
 # one token a character; "?" is what it cannot write
 LETTERS = TokenCounter("letters", lambda text: [0 if c == "?" else ord(c) for c in text], 0)
 
@@ -120,6 +121,19 @@ def test_table_and_json_say_the_same():
         line = next(line for line in said.splitlines() if line.startswith(f"│ {name} "))
         cells = [cell.strip() for cell in line.strip("│").split("│")]
         assert cells[1:3] == [f"{result['tokens_per_sentence']:.1f}", f"{result['relative']:.2f}"]
+
+
+def test_many_languages_are_rows_of_the_worst_and_of_scripts(monkeypatch):
+    monkeypatch.setattr("lrm_ext.languages.grouping.MAX_ROWS", 3)
+    monkeypatch.setattr("lrm_ext.languages.grouping.NUM_WORST", 1)
+    every = [language["relative"] for language in json.loads(lrm("--languages", CODES, "--json"))]
+    said = lrm("--languages", CODES)
+    rows = [line.strip("│").split("│") for line in said.splitlines() if line.startswith("│")]
+    assert [row[0].strip() for row in rows[:2]] == ["English", "Tamil"]
+    assert rows[2][0].strip() == "Latin: 2" and len(rows) == 3
+    assert float(rows[2][2]) == pytest.approx(sum(every[1:3]) / 2, abs=0.005)
+    assert "--all shows every language" in said
+    assert "Croatian" in lrm("--languages", CODES, "--all")
 
 
 def test_built_in_text_is_parallel_and_the_same_every_time():

@@ -7,6 +7,7 @@ from lrm_ext.languages.grouping import (
     group_name,
     listed,
     script_name,
+    table_rows,
     worst_and_rest,
 )
 
@@ -35,3 +36,16 @@ def test_long_lists_say_how_many_are_left_out():
     texts = [str(i) for i in range(MAX_ROWS + 1)]
     assert listed(texts[:-1]) == ", ".join(texts[:-1])
     assert listed(texts) == f"{', '.join(texts[:NUM_WORST])} and {MAX_ROWS + 1 - NUM_WORST} more"
+
+
+def test_rows_of_many_languages_are_english_the_worst_and_scripts():
+    few = {f"q{chr(97 + i)}": float(i) for i in range(MAX_ROWS - 1)} | {"en": -9.0}
+    every = [(code,) for code in few]
+    assert table_rows(few) == every
+    many = few | {"hr": 50.0, "ru": 51.0, "uk": 52.0}
+    assert table_rows(many, show_all=True) == [(code,) for code in many]
+    rows = table_rows(many)
+    assert rows[: 1 + NUM_WORST] == [("en",), *every[:NUM_WORST]]
+    assert rows[1 + NUM_WORST :] == [
+        ("hr",), ("ru", "uk"), tuple(few)[NUM_WORST:-1],
+    ]  # fmt: skip

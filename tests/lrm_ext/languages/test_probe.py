@@ -103,6 +103,19 @@ def test_command(base_folder: Path, tmp_path: Path) -> None:
     assert found[0]["relative_bits"] == 1 and found[3]["relative_bits"] is None
 
 
+def test_many_languages_are_rows_of_the_worst_and_of_scripts(
+    base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lrm_ext.languages.grouping.MAX_ROWS", 3)
+    monkeypatch.setattr("lrm_ext.languages.grouping.NUM_WORST", 1)
+    given = ["probe", "--base", str(base_folder), "--lang", "hr,cs,ta", "--limit", "3"]
+    runner = CliRunner(env={"COLUMNS": "120"})
+    shown = runner.invoke(app, [*given, "--device", "cpu"], catch_exceptions=False).stdout
+    lines = [line for line in shown.splitlines() if line.startswith("│")]
+    assert [line.split("│")[2].strip() for line in lines] == ["en", "ta", "Latin: 2"]
+    assert "--all shows every language" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -10,6 +10,8 @@ from llava.data.sample import Turn
 from llava.errors import ConfigError
 from lrm_ext.corpus.store import CorpusRow
 from lrm_ext.corpus.writer import CorpusWriter
+from lrm_ext.emoji.unpack import open_corpus
+from lrm_ext.languages.registry import PAPER_LANGUAGES
 from lrm_ext.mixture import commands
 from lrm_ext.mixture.spec import mixture_path
 
@@ -51,6 +53,44 @@ def test_table_of_the_default_mixture(corpus: Path) -> None:
         assert cells(output, lang) == [lang, "2", "2", "2", "6", "5.6 %", "6 of 54"]
     assert cells(output, "all") == ["all", "72", "18", "18", "108", "100.0 %", ""]
     assert "54 English + 54 other samples an epoch (1 : 1)" in output
+
+
+def test_many_languages_are_rows_of_the_worst_and_of_scripts(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lrm_ext.languages.grouping.MAX_ROWS", 9)
+    monkeypatch.setattr("lrm_ext.languages.grouping.NUM_WORST", 2)
+    monkeypatch.setattr(commands, "_token_counter", lambda folder, template: lambda sample: 10)
+    path = tmp_path / "uneven.toml"
+    shares = {lang: 3 if lang in ("fr", "zh") else 1 for lang in LANGUAGES}
+    path.write_text("[languages]\n" + "\n".join(f"{k} = {v}" for k, v in shares.items()))
+    shown = ("--corpus", corpus, "--mixture", path, "--tokenizer", "anything")
+    output = run(*shown)
+    names = [line.split()[1] for line in output.splitlines() if line.startswith("\u2502")]
+    assert names == ["en", "fr", "zh", "Latin:", "ru", "all"]
+    latin = cells(output, "Latin: 6")
+    assert latin[4:7] + latin[8:] == ["24", "22.2 %", "24 of 324", "10.0", "22.2 %"]
+    assert cells(output, "all")[4:6] == ["108", "100.0 %"]
+    assert "--all shows every language" in output
+    assert cells(run(*shown, "--all"), "hr")[4] == "4"
+
+
+def test_the_built_in_corpus_is_unpacked_in_other_languages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def unpack(languages: tuple[str, ...]) -> Path:
+        asked.append(languages)
+        turns = (Turn("human", "<image>\nQ?"), Turn("gpt", "A"))
+        with CorpusWriter(tmp_path / "finetune", ("sw",), overwrite=True) as writer:
+            writer.append(CorpusRow("r", "x.jpg", None, None, True, turns), {"sw": turns})
+        return tmp_path
+
+    monkeypatch.setattr("lrm_ext.emoji.unpack.unpack", unpack)
+    assert cells(run("--languages", "sw"), "sw")[4] == "1"
+    open_corpus(None, languages=["hr", "cs"])
+    assert asked == [("sw",), PAPER_LANGUAGES]
 
 
 def test_languages_that_the_mixture_leaves_out_are_named(corpus: Path, tmp_path: Path) -> None:
