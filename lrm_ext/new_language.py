@@ -32,7 +32,7 @@ from llava.conversation import get_conversation
 from llava.errors import ConfigError, DataError
 from llava.files import load_toml
 from lrm_ext.emoji.conversations import SceneQuestion, can_say, caption, render_question
-from lrm_ext.emoji.scenes import NUM_PATTERNS, get_vocabulary, load_scenes
+from lrm_ext.emoji.scenes import NUM_PATTERNS, get_vocabulary, load_concepts, load_scenes
 from lrm_ext.evaluate.reading import answer_words, fold, normalise, parse_yes_no, words_of
 from lrm_ext.instructions.registry import get_instruction, split_human_text
 from lrm_ext.languages.identification import candidates, probabilities
@@ -691,6 +691,7 @@ def _about_images(language: Language) -> dict[str, str]:
             ("backgrounds", words.color_backgrounds),
         ):
             said[title] = ", ".join(listed.values())
+        said["things"] = ", ".join(each.names.get(code, "-") for each in load_concepts())
     if language.reading:
         said |= {"text": language.reading.what, "is written": language.reading.is_written}
     return said

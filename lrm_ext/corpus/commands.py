@@ -51,7 +51,8 @@ def unpack_emoji(
         if unnamed := sorted(unnamed_concepts(lang)):
             missing = ", ".join(f"{c.path.name} {len(c) - len(c.usable(lang))}" for c in opened)
             console.print(
-                f"{lang}: CLDR has no name of {', '.join(unnamed)}; rows without text: {missing}",
+                f"{lang}: no name of {', '.join(unnamed)} in CLDR, nor in [scenes.names] of its "
+                f"file; rows without text: {missing}",
                 soft_wrap=True,
             )
 

@@ -99,8 +99,9 @@ class Concept:
         id: English name with underscores.
         codepoint: The emoji's Unicode code point.
         category: Key of `categories()`.
-        names: Unicode CLDR short name by language code, a singular noun without an article. It
-            may lack languages, but not those of `LANGUAGES`.
+        names: Short name by language code, a singular noun without an article: that of the
+            language's file (`[scenes.names]`), else Unicode CLDR's. It may lack languages, but not
+            those of `LANGUAGES`.
     """
 
     id: str
@@ -157,6 +158,9 @@ def load_concepts() -> tuple[Concept, ...]:
         DataError: The packed data is missing.
     """
     names = json.loads(packed_path(CONCEPTS_FILE).read_text(encoding="utf-8"))
+    for lang in available_languages():
+        for concept, name in get_language(lang).scenes.get("names", {}).items():
+            names.get(concept, {})[lang] = name
     return tuple(
         Concept(id=concept, codepoint=codepoint, category=category, names=names[concept])
         for concept, codepoint, category in iter_codepoints()
@@ -171,7 +175,7 @@ def concepts_by_id() -> Mapping[str, Concept]:
 
 @functools.cache
 def unnamed_concepts(lang: str) -> frozenset[str]:
-    """Returns the ids of the concepts that CLDR has no name of in a language."""
+    """Returns the ids of the concepts without a name in a language."""
     return frozenset(concept.id for concept in load_concepts() if lang not in concept.names)
 
 
@@ -262,6 +266,8 @@ def get_vocabulary(lang: str) -> Vocabulary:
     ]
     if twice := [name for name, count in Counter(name for name, _ in listed).items() if count > 1]:
         raise ConfigError(f"{where}: {twice[0]!r} has two articles.")
+    if unknown := sorted(data.get("names", {}).keys() - {*concept_ids()}):
+        raise ConfigError(f"{where}.names.{unknown[0]}: there is no such thing in concepts.toml.")
     colors = {
         key: word if isinstance(word, dict) else {"answer": word, "background": word}
         for key, word in data.get("colors", {}).items()

@@ -11,7 +11,7 @@ Input: the packed, committed data. Output, in a git-ignored folder:
 Image paths in corpora and benchmarks are relative to `images/`. An interrupted run is resumed; a
 second call with the same inputs returns at once.
 
-A scene with a thing that CLDR does not name in a language has no text in that language.
+A scene with a thing that has no name in a language has no text in that language.
 """
 
 from __future__ import annotations
@@ -156,8 +156,9 @@ def inputs_digest(limit: int | None = None, languages: Sequence[str] = LANGUAGES
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     for lang in languages:
         spoken = get_language(lang)
-        answers = (spoken.yes, spoken.no, *spoken.answers_to.items())
-        digest.update(f"{lang} {get_vocabulary(lang)} {answers}".encode())
+        words = (spoken.yes, spoken.no, *spoken.answers_to.items())
+        words += tuple(spoken.scenes.get("names", {}).items())
+        digest.update(f"{lang} {get_vocabulary(lang)} {words}".encode())
     return digest.hexdigest()
 
 
@@ -278,12 +279,12 @@ def open_corpus(
     Args:
         path: A corpus folder; None for the built-in corpus.
         stage: The built-in corpus to open, "pretrain" or "finetune".
-
         languages: What the built-in corpus must have; where those of the paper are not enough, it
             is unpacked in these.
+
     Raises:
-        DataError: The folder is not a corpus, or the built-in data is damaged.
         ConfigError: The built-in corpus has no such language.
+        DataError: The folder is not a corpus, or the built-in data is damaged.
     """
     if path is None:
         chosen = tuple(languages)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from fontTools.unicodedata import script as script_of
 
 from llava.errors import ConfigError
 from lrm_ext.emoji import scenes as scenes_module
@@ -30,19 +31,24 @@ from lrm_ext.emoji.conversations import (
     truth,
 )
 from lrm_ext.emoji.scenes import (
+    CONCEPTS_FILE,
     LANGUAGES,
     NUM_PATTERNS,
     POSITIONS,
     Placed,
     Scene,
+    available_languages,
     backgrounds,
     categories,
     concept_ids,
     concepts_by_id,
     get_vocabulary,
+    load_concepts,
     load_scenes,
+    packed_path,
 )
 from lrm_ext.languages.registry import get_language
+from lrm_ext.languages.tags import NEUTRAL_SCRIPTS, SCRIPT_PARTS
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "emoji_sentences.json"
 ARTICLES = {"en", "de", "fr", "it", "ro", "es"}
@@ -108,6 +114,16 @@ def test_script_and_punctuation(lang: str) -> None:
         assert question.endswith("？") == (lang == "zh")
     if lang == "ro":
         assert not set("".join(words)) & set("şţŞŢ")
+
+
+def test_a_languages_file_corrects_names_of_cldr() -> None:
+    packed = json.loads(packed_path(CONCEPTS_FILE).read_text(encoding="utf-8"))
+    assert "a" in packed["eggplant"]["sr"]  # Latin
+    assert concepts_by_id()["eggplant"].names["sr"] == "патлиџан"
+    for lang in available_languages():
+        script = get_language(lang).script
+        letters = filter(str.isalpha, "".join(each.names.get(lang, "") for each in load_concepts()))
+        assert {*map(script_of, letters)} <= SCRIPT_PARTS.get(script, {script}) | NEUTRAL_SCRIPTS
 
 
 def test_articles_agree_with_the_first_sound() -> None:
@@ -233,6 +249,7 @@ def test_unknown_language_lists_the_choices() -> None:
         (lambda d: d["colors"].pop("red"), "colors.*red"),
         (lambda d: d["articles"]["ein "].remove("dog"), "articles.*dog"),
         (lambda d: d["articles"]["eine "].append("dog"), "two articles"),
+        (lambda d: d.update(names={"dogs": "Hunde"}), r"scenes\.names\.dogs: there is no such"),
     ],
 )
 def test_incomplete_language_file_is_refused(change, message, monkeypatch) -> None:  # type: ignore[no-untyped-def]

@@ -150,6 +150,7 @@ def test_a_review_shows_every_text_in_its_place() -> None:
     assert "What looks wrong to `lrm languages check`\n   nothing" in shown
     assert "existence 1: Is there a television in the picture? - Yes" in shown
     assert "Nalazi li se na slici televizor? - Da" in shown
+    assert "things: dog, cat, horse, " in shown and "\n       pas, mačka, konj, " in shown
     assert shown.rstrip().endswith('reviewed = { by = "your name", on = 2026-12-31 }')
 
 
