@@ -2,12 +2,15 @@
 
 import pytest
 
+from lrm_ext.emoji.conversations import caption
+from lrm_ext.emoji.scenes import load_scenes
 from lrm_ext.evaluate import mme, pope
 from lrm_ext.evaluate.items import Item
 from lrm_ext.evaluate.kind import Reading, fidelity, language_of_prose
 from lrm_ext.evaluate.kinds import get_kind
 from lrm_ext.evaluate.reading import answer_words
 from lrm_ext.evaluate.scoring import score_benchmark
+from lrm_ext.languages.identification import identify
 from lrm_ext.languages.registry import PAPER_LANGUAGES, get_language
 
 
@@ -75,6 +78,18 @@ def test_prose_is_identified_from_four_words_on():
     assert language_of_prose("1 2 3 4 5", "cs") == "undecided"
     assert language_of_prose("图中有一只狗在跑", "zh") == "zh"
     assert fidelity(["cs", "en", "letter", "undecided", "missing"], "cs") == (1, 2)
+
+
+@pytest.mark.parametrize(("lang", "sibling"), [("ms", "id"), ("no", "da"), ("sr", "bg")])
+def test_an_answer_that_is_taken_for_a_sibling_counts_as_ones_own(lang, sibling):
+    captions = [caption(scene, lang, 0)[1] for scene in load_scenes(40)]
+    assert sibling in map(identify, captions)
+    assert {language_of_prose(text, lang) for text in captions} == {lang}
+
+
+def test_serbian_in_latin_is_not_croatian():
+    said = "Na slici se vidi mačka pored psa"
+    assert identify(said) == "hr" and language_of_prose(said, "sr") == "sr"
 
 
 def test_default_yes_and_prose_answers_of_pope():
