@@ -43,7 +43,6 @@ from lrm_ext.languages.registry import (
     answer_request,
     get_language,
     list_languages,
-    text_direction,
 )
 
 if TYPE_CHECKING:
@@ -109,23 +108,21 @@ def ask_api(address: str, model: str) -> str:
 
 
 def page_languages() -> Mapping[str, PageText]:
-    """Returns the texts of the page in all languages; missing ones are English."""
+    """Returns the texts of the page in all languages; missing ones are English.
+
+    Its note tells that no native reader has signed a language's file.
+    """
     from llava.serve.chat import PageText
 
-    def texts(code: str) -> dict[str, str]:
+    english = get_language(ENGLISH).ui
+    pages = {}
+    for code in list_languages():
         language = get_language(code)
-        return {**language.ui, "example_question": language.fixed_prompts["image_what"]}
-
-    english = texts(ENGLISH)
-    return {
-        code: PageText(
-            code,
-            get_language(code).native_name,
-            {**english, **texts(code)},
-            text_direction(code),
-        )
-        for code in list_languages()
-    }
+        own = {"example_question": language.fixed_prompts["image_what"]}
+        texts = {**english, **language.ui, **own}
+        note = "" if language.reviewed else texts["not_reviewed"]
+        pages[code] = PageText(code, language.native_name, texts, language.direction, note)
+    return pages
 
 
 def with_instruction(text: str, question_lang: str, way: str, answer_lang: str) -> str:

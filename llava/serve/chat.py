@@ -90,12 +90,14 @@ class PageText:
         name: Name of the language in that language.
         texts: Texts by name; missing ones are shown in English.
         direction: Direction of the language, as HTML's `dir` names it.
+        note: What to know about the texts; "" for nothing.
     """
 
     code: str = ENGLISH
     name: str = "English"
     texts: Mapping[str, str] = field(default_factory=lambda: _ENGLISH_TEXTS)
     direction: str = "ltr"
+    note: str = ""
 
     def say(self, key: str, **values: object) -> str:
         """Returns a text with `values` filled in."""

@@ -219,15 +219,15 @@ class Page:
                     lambda t: {"value": f"# {title}\n{t.say('intro')}"},
                     elem_id="title",
                 )
-            self.language: gr.Dropdown = self._field(
+            self.language: gr.Dropdown = self._labelled(
                 gr.Dropdown,
-                {"label": "page_language"},
+                lambda t: {"label": t.say("page_language"), "info": t.note},
                 choices=[(text.name, code) for code, text in settings.languages.items()],
                 value=settings.lang,
                 visible=len(settings.languages) > 1,
                 elem_id="page-language",
                 scale=0,
-                min_width=180,
+                min_width=240,
             )
         self.notice = self._labelled(
             gr.Markdown,
@@ -249,14 +249,14 @@ class Page:
     def _labelled(
         self, kind: Callable[..., Any], say: Callable[[PageText], dict[str, Any]], **options: Any
     ) -> Any:
-        """Creates a field in English and remembers how to translate it.
+        """Creates a field in the first language and remembers how to translate it.
 
         Args:
             kind: Class of the field.
             say: Returns the properties that hold words, in a given language.
             options: The other properties.
         """
-        made = kind(**say(ENGLISH_TEXT), **options)
+        made = kind(**say(self.settings.text), **options)
         self._labels.append((made, say))
         return made
 

@@ -111,11 +111,13 @@ def test_stop_regenerate_clear(visit):
 
 def test_switching_the_language_keeps_the_conversation(visit):
     tab = visit()
+    tab.locator("#page-language").get_by_text("još nije pregledao izvorni govornik").wait_for()
     ask(tab)
     wait_for_answer(tab)
     choose(tab, "#page-language", "Deutsch")
     tab.get_by_role("button", name="Senden").wait_for()
     assert tab.evaluate("document.documentElement.lang") == "de"
+    tab.locator("#page-language").get_by_text("noch nicht muttersprachlich geprüft").wait_for()
     assert tab.get_by_label("Ihre Frage").count() == 1
     assert last_answer(tab) == "Crvena."
     tab.press("#question textarea", "Enter")

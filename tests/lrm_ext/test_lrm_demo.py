@@ -8,8 +8,10 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import date
 from pathlib import Path
 
+import msgspec
 import pytest
 import requests
 from rich.console import Console
@@ -18,7 +20,7 @@ from llava.errors import CheckpointError, ConfigError
 from llava.serve.chat import PageError, PageText
 from lrm_ext import demo
 from lrm_ext.demo import Demo, DemoOptions, run_demo
-from lrm_ext.languages.registry import PAPER_LANGUAGES, get_language, list_languages
+from lrm_ext.languages.registry import PAPER_LANGUAGES, Review, get_language, list_languages
 
 DETAILS = (
     '<details dir="ltr"><summary>Pitanje na engleskom</summary><div dir="ltr">{}</div></details>'
@@ -212,6 +214,20 @@ def test_languages_have_the_same_texts_and_the_same_places_in_them():
             said = languages[code].say(key, **values)
             expected = languages["en"].say(key, **values)
             assert [p in said for p in places] == [p in expected for p in places], (code, key)
+
+
+def test_the_page_notes_languages_that_no_reader_has_signed(monkeypatch):
+    signed = Review(by="Ana Horvat", on=date(2026, 12, 31))
+
+    def get(code):
+        language = get_language(code)
+        return msgspec.structs.replace(language, reviewed=signed) if code == "hr" else language
+
+    monkeypatch.setattr(demo, "get_language", get)
+    notes = {code: text.note for code, text in demo.page_languages().items()}
+    assert notes["hr"] == ""
+    assert notes["de"] == get_language("de").ui["not_reviewed"]
+    assert notes["sw"] == "No native reader has reviewed the texts in this language yet."
 
 
 def test_english_needs_no_pivot():
