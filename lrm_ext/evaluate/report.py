@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+import regex
 
 import lrm_ext
 from llava.errors import DataError
@@ -27,8 +28,6 @@ from llava.eval.records import read_json_lines
 from llava.files import write_atomically, writing
 from llava.images import open_image
 from llava.mm_utils import get_model_name_from_path
-from lrm_ext.corpus.text_images import READING
-from lrm_ext.corpus.text_rendering import graphemes
 from lrm_ext.evaluate.kind import LOCAL, UNPARSED, Reading, Verdict, fidelity, final_answer
 from lrm_ext.evaluate.kinds import find_kind, get_kind
 from lrm_ext.evaluate.official import join_images
@@ -388,10 +387,11 @@ def _group_score(
 def _character_errors(result: RunResult) -> float | None:
     errors = length = 0
     for item in result.items:
-        if (item.category, item.answer_type) == (READING, "text"):
+        # as `lrm corpus text-images` names its questions
+        if (item.category, item.answer_type) == ("reading", "text"):
             said = final_answer(result.texts.get(item.question_id, ""))
             written, read = (
-                graphemes(" ".join(unicodedata.normalize("NFC", text).split()))
+                regex.findall(r"\X", " ".join(unicodedata.normalize("NFC", text).split()))
                 for text in (item.answer, said)
             )
             errors += edit_distance(written, read)
