@@ -151,7 +151,8 @@ def import_benchmark(
     store = ImageStore(out / IMAGES_DIR, images)
     questions = read_benchmark(name, Source(path, lang, store, labels, images, style))
     root, kind = questions.image_root or out / IMAGES_DIR, kind_of(name).name
-    version = write_folder(out, kind, lang, questions.items, root, path, style)
+    notes = mapping.notes() if (mapping := find_mapping(name)) else None
+    version = write_folder(out, kind, lang, questions.items, root, path, style, notes)
     return OpenQuestions(questions.items, (), lang, version)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -51,6 +51,7 @@ class Item:
         source_id: Its id in the benchmark's own files, if that is not unique.
         supercategory: The group of categories that its category belongs to.
         answer_lang: Language that the answer is expected in; `lang` if empty.
+        extra: What else its owner says of it, such as a rubric for a judge; values as JSON has.
     """
 
     question_id: Text
@@ -69,6 +70,7 @@ class Item:
     source_id: str = ""
     supercategory: str = ""
     answer_lang: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -91,7 +93,7 @@ class Item:
 
     def to_record(self) -> dict[str, Any]:
         """Returns the line of a question file; optional fields only if they say something."""
-        needed = {field.name for field in fields(self) if field.default is MISSING}
+        needed = {f.name for f in fields(self) if f.default is f.default_factory is MISSING}
         return {key: value for key, value in vars(self).items() if value or key in needed}
 
     @classmethod

@@ -72,6 +72,7 @@ class Columns(_Table, frozen=True):
         image_pattern: Finds names of images inside the texts, if no column has them, at the places
             where they are shown.
         option_pattern: Splits an option into its label and its text.
+        extra: What else a question carries, such as a rubric for a judge: its name, and its place.
     """
 
     id: str = ""
@@ -86,6 +87,7 @@ class Columns(_Table, frozen=True):
     answer_is: Literal["text", "index"] = "text"
     image_pattern: str = ""
     option_pattern: str = ""
+    extra: dict[str, str] = {}
 
 
 class SetFiles(_Table, frozen=True):
@@ -111,6 +113,8 @@ class SetMapping(_Table, frozen=True, kw_only=True):
         about: What it is, in a sentence.
         licence: As far as it is known.
         kind: Whose rules score it.
+        official: The owner's scoring rule, beside our own; "" for none.
+        judge: The rubric that a model judges the answers by; "" for none.
         answer_type: See `Item`.
         answers_in: The language of the answers, if it is not the question's.
         languages: What the set calls each of our languages.
@@ -125,6 +129,8 @@ class SetMapping(_Table, frozen=True, kw_only=True):
     about: str = ""
     licence: str = ""
     kind: Literal["answers", "captions"]
+    official: str = ""
+    judge: Literal["", "xchat", "llava-bench", "alm-bench", "ayavisionbench", "wildvision"] = ""
     answer_type: AnswerType
     answers_in: str = ""
     languages: dict[str, str]
@@ -138,13 +144,19 @@ class SetMapping(_Table, frozen=True, kw_only=True):
         """The file's name."""
         return Path(self.path).stem
 
+    def notes(self) -> dict[str, str]:
+        """Returns what a benchmark folder says of where its questions are from."""
+        said = {"set": self.name, "official": self.official, "judge": self.judge}
+        return {key: value for key, value in said.items() if value}
+
     def columns_in(self, lang: str) -> Columns:
         """Returns the columns of a language.
 
         Raises:
             ConfigError: A key is unknown or of another type.
         """
-        own = {key: value for key, value in self.columns.items() if not isinstance(value, dict)}
+        others = self.languages.keys() - {"extra"}
+        own = {key: value for key, value in self.columns.items() if key not in others}
         changed = self.columns.get(lang, {})
         table = {**own, **changed}
         for key in ("image", "options"):
@@ -299,6 +311,7 @@ class _Reader:
             image_id=" + ".join(images),
             source_id=number,
             answer_lang=mapping.answers_in,
+            extra={key: self._value(row, path) for key, path in columns.extra.items()},
         )
         if item.answer_type == "letter":
             check_options(item, name)

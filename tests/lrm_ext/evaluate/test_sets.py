@@ -14,7 +14,7 @@ from llava.errors import ConfigError, DataError
 from lrm_ext.evaluate import commands
 from lrm_ext.evaluate.importing import import_benchmark, languages_of
 from lrm_ext.evaluate.mapping import SETS_DIR, load_mapping, set_names
-from lrm_ext.evaluate.registry import get_benchmark, missing_images
+from lrm_ext.evaluate.registry import get_benchmark, missing_images, read_description
 from lrm_ext.evaluate.scoring import score_file
 from lrm_ext.languages import get_language, list_languages
 from lrm_ext.report.evaluation import known_benchmarks
@@ -346,6 +346,33 @@ def test_a_mapping_of_ones_own_and_the_command_line(tmp_path):
     load_mapping.cache_clear()
     with pytest.raises(ConfigError, match="columns: unknown key `colour`"):
         run("import", str(mapping), str(tmp_path / "data"), "--out", str(out))
+
+
+def test_further_columns_and_rules_go_into_the_folder(tmp_path, imported):
+    mapping = tmp_path / "mine.toml"
+    mapping.write_text(
+        'title = "Mine"\nkind = "answers"\nanswer_type = "text"\nlanguages = { hr = "hr" }\n'
+        'judge = "xchat"\nofficial = "substring"\n[files]\nquestions = ["{lang}.jsonl"]\n'
+        '[columns]\nimage = "image"\nquestion = "q"\nanswer = "a"\n'
+        '[columns.extra]\nrubric = "score_rubric"\ncriteria = "score_rubric.criteria"\n',
+        encoding="utf-8",
+    )
+    rubric = {"criteria": "Točno?", "score1_description": "ne"}
+    image = base64.b64encode(files.picture(1)).decode()
+    rows = [{"image": image, "q": "Što je?", "a": "Pas.", "score_rubric": rubric}]
+    files.write_lines(tmp_path / "hr.jsonl", rows)
+    out = tmp_path / "out" / "mine"
+    import_benchmark(str(mapping), tmp_path, out, lang="hr")
+    (item,) = get_benchmark("mine", tmp_path / "out").read("hr")
+    assert item.extra == {"rubric": rubric, "criteria": "Točno?"}
+    described = read_description(out)["files"]["hr"]
+    assert {key: described[key] for key in ("set", "official", "judge")} == {
+        "set": "mine", "official": "substring", "judge": "xchat"
+    }  # fmt: skip
+    mapping.write_text(mapping.read_text().replace("xchat", "me"))
+    load_mapping.cache_clear()
+    with pytest.raises(ConfigError, match="judge"):
+        load_mapping(mapping)
 
 
 def test_what_is_not_there(tmp_path):
