@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from llava.errors import ConfigError, DataError, split_names
-from lrm_ext.languages.registry import canonical_code, canonical_codes
+from lrm_ext.languages.registry import canonical_codes
 
 if TYPE_CHECKING:
     from lrm_ext.evaluate.registry import Benchmark
@@ -221,20 +221,30 @@ def inspect(
 @benchmark_app.command("import")
 def import_files(
     name: str = typer.Argument(help="mme, pope, seed_bench, mmbench, or a set of the list."),
-    source: Path = typer.Argument(help="The official file or folder."),
+    source: Path = typer.Argument(help="The official file or folder, such as a snapshot."),
     out: Path = typer.Option(..., help="The benchmark folder to write, or to add a language to."),
-    lang: str = typer.Option(None, help="Language of the files: en, or all that a set has."),
+    lang: list[str] = typer.Option(
+        [], help="Languages of the files; repeat, or use commas. Default: en, or all of a set."
+    ),
     labels: Path = typer.Option(None, help="Expected answers, if the questions lack them."),
     images: Path = typer.Option(None, help="Folder of the images, if it is not the usual one."),
     prompt: str = typer.Option("llava", help="How it is asked: llava, or the question alone."),
+    hub: bool = typer.Option(
+        False, "--hub", help="SOURCE is a data set on the Hugging Face Hub: owner/name."
+    ),
+    revision: str = typer.Option(None, help="Its branch, tag or commit; the latest by default."),
 ) -> None:
     """Turn a benchmark's official files into a folder that `lrm eval` asks."""
-    from lrm_ext.evaluate.importing import import_benchmark, kind_of, languages_of
+    from lrm_ext.evaluate.importing import download, import_benchmark, kind_of, languages_of
 
     kind_of(name)
-    for one in languages_of(name, source, canonical_code(lang) if lang else None):
+    langs = canonical_codes(lang)
+    if revision is not None and not hub:
+        raise ConfigError("--revision is for a data set on the Hub; add --hub")
+    path = download(name, source.as_posix(), revision, langs) if hub else source
+    for one in languages_of(name, path, langs):
         questions = import_benchmark(
-            name, source, out, lang=one, labels=labels, images=images, style=prompt
+            name, path, out, lang=one, labels=labels, images=images, style=prompt
         )
         num_images = len({image for item in questions.items for image in item.images})
         Console().print(

@@ -7,8 +7,10 @@ version it is; and the images that came inside a table. Other images stay where 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +18,14 @@ from llava.errors import ConfigError, DataError
 from lrm_ext.evaluate.items import LLAVA, PROMPT_STYLES, Item, check_options, read_items
 from lrm_ext.evaluate.kind import Kind, gold_of
 from lrm_ext.evaluate.kinds import PAPER, find_kind, get_kind
-from lrm_ext.evaluate.mapping import available_languages, find_mapping, read_set, set_names
+from lrm_ext.evaluate.mapping import (
+    available_languages,
+    download_patterns,
+    find_mapping,
+    needed_files,
+    read_set,
+    set_names,
+)
 from lrm_ext.evaluate.official import ImageStore, Questions, Source
 from lrm_ext.evaluate.reading import answer_words
 from lrm_ext.evaluate.registry import (
@@ -28,6 +37,7 @@ from lrm_ext.evaluate.registry import (
 )
 
 ENGLISH: Final = "en"
+_SNAPSHOT: Final = re.compile(r"/snapshots/([0-9a-f]{40})(?:/|$)")
 
 
 @dataclass(frozen=True)
@@ -63,16 +73,20 @@ def kind_of(name: str) -> Kind:
     return kind
 
 
-def languages_of(name: str, path: Path, lang: str | None) -> tuple[str, ...]:
-    """Returns the languages to import: the one that was asked for, else all that the files have.
+def languages_of(name: str, path: Path, langs: Sequence[str] | None) -> tuple[str, ...]:
+    """Returns the languages to import: those that were asked for, else all that the files have.
 
     Raises:
         DataError: A set's folder has none.
     """
     mapping = find_mapping(name)
-    if lang is not None or mapping is None:
-        return (lang or ENGLISH,)
-    found = available_languages(mapping, path) if path.is_dir() else ()
+    if mapping is None:
+        return tuple(langs or (ENGLISH,))
+    if langs:
+        ours = {called: lang for lang in mapping.languages for called in mapping.names(lang)}
+        return tuple(lang if lang in mapping.languages else ours.get(lang, lang) for lang in langs)
+    by_column = any("{lang}" in wanted for wanted in mapping.filter.values())
+    found = available_languages(mapping, path) if path.is_dir() or by_column else ()
     if not found:
         raise DataError(
             f"{path}: no questions of {mapping.title} in it; expected "
@@ -80,6 +94,42 @@ def languages_of(name: str, path: Path, lang: str | None) -> tuple[str, ...]:
             f"{', '.join(mapping.languages.values())}), or a file, with its language (--lang)"
         )
     return found
+
+
+def download(name: str, repository: str, revision: str | None, langs: Sequence[str] = ()) -> Path:
+    """Returns a snapshot of a set on the Hugging Face Hub, downloaded unless it is in the cache.
+
+    Args:
+        name: The set; of one with a mapping only the files that it names are taken.
+        repository: The data set, `owner/name`.
+        revision: Branch, tag or commit; None for the latest.
+        langs: Codes of the languages; all if empty.
+
+    Raises:
+        ConfigError: It cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    mapping = find_mapping(name)
+    codes = languages_of(name, Path(repository), langs) if langs else ()
+    patterns = download_patterns(mapping, codes) if mapping else None
+    try:
+        found = snapshot_download(
+            repository, repo_type="dataset", revision=revision, allow_patterns=patterns
+        )
+    except (OSError, ValueError) as error:  # the hub's own errors are of these kinds
+        raise ConfigError(
+            f"{repository} cannot be had from the Hugging Face Hub: {error}; where there is a "
+            f"network, run `hf download --repo-type dataset {repository}`, copy the folder that it "
+            "names to here, and name it without --hub"
+        ) from error
+    return Path(found)
+
+
+def revision_of(path: Path) -> str:
+    """Returns the commit of a snapshot of the Hub, which its path names; "" for another path."""
+    match = _SNAPSHOT.search(path.absolute().as_posix())
+    return match[1] if match else ""
 
 
 def read_benchmark(name: str, source: Source) -> Questions:
@@ -95,10 +145,12 @@ def read_benchmark(name: str, source: Source) -> Questions:
     if mapping := find_mapping(name):
         if source.style != LLAVA:
             raise ConfigError(f"--prompt is for {', '.join(PAPER)} only")
-        questions = read_set(mapping, source)
-        _check(questions, mapping.name, source.path)
-        return questions
-    kind = get_kind(name)
+        if get_kind(mapping.kind).files is None:
+            questions = read_set(mapping, source)
+            _check(questions, mapping.name, source.path)
+            return questions
+        source = replace(source, path=needed_files(mapping, source)[0])
+    kind = kind_of(name)
     if kind.files is None:
         raise ConfigError(f"{name} has no official files; choose from {', '.join(PAPER)}")
     if not source.path.exists():
@@ -151,7 +203,9 @@ def import_benchmark(
     store = ImageStore(out / IMAGES_DIR, images)
     questions = read_benchmark(name, Source(path, lang, store, labels, images, style))
     root, kind = questions.image_root or out / IMAGES_DIR, kind_of(name).name
-    notes = mapping.notes() if (mapping := find_mapping(name)) else None
+    notes = mapping.notes() if (mapping := find_mapping(name)) else {}
+    if revision := revision_of(path):
+        notes["revision"] = revision
     version = write_folder(out, kind, lang, questions.items, root, path, style, notes)
     return OpenQuestions(questions.items, (), lang, version)
 

@@ -39,7 +39,8 @@ class Item:
             there is none, the images come before it.
         category: The task that it belongs to.
         answer: The expected answer in `lang`; a letter if there are options. Empty if the owner of
-            the benchmark keeps the letters back: such a question can be asked, but not scored.
+            the benchmark keeps the letters back, or if a judge compares answers by what is in
+            `extra`: such a question can be asked, but not scored.
         lang: Language code of the question.
         answer_type: `yesno`, `text`, `letter` or `caption`.
         options: Texts of the options A, B, ...
@@ -119,7 +120,8 @@ class Item:
             item = convert(record, cls, name)
         except ConfigError as error:
             raise DataError(str(error)) from error
-        if not (item.answer.strip() or (item.answer_type == "letter" and item.answer == "")):
+        may_be_empty = item.answer_type == "letter" or item.extra
+        if not (item.answer.strip() or (may_be_empty and item.answer == "")):
             raise DataError(f"{name}: answer is {item.answer!r}; expected text that is not empty")
         check_places(item.text, len(item.images), name)
         if item.answer_type == "letter":

@@ -135,16 +135,16 @@ def gold_of(item: Item, words: AnswerWords) -> str:
 
     Raises:
         DataError: The expected answer of a yes/no question is neither in the language nor English,
-            or the letter is kept back by the benchmark's owner.
+            or none is there: the benchmark's owner keeps it back, or lets a judge compare.
     """
+    if not item.answer:
+        raise DataError(
+            f"question {item.question_id}: its answer is kept back by the benchmark's owner, "
+            "so it cannot be scored here; export the answers and upload them there"
+        )
     if item.answer_type in ("text", "caption"):
         return text_key(item.answer)
     if item.answer_type == "letter":
-        if not item.answer:
-            raise DataError(
-                f"question {item.question_id}: its answer is kept back by the benchmark's owner, "
-                "so it cannot be scored here; export the answers and upload them there"
-            )
         return item.answer
     label = parse_yes_no(item.answer, words).label
     if label not in ("yes", "no"):

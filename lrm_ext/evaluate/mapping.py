@@ -6,10 +6,11 @@ files that ship are the manual: every key that there is occurs in one of them.
 
 from __future__ import annotations
 
-import ast
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -22,6 +23,7 @@ from llava.data.sample import MAX_IMAGES
 from llava.errors import DataError
 from llava.eval.records import is_none, refuse_missing
 from llava.files import convert, leaves_folder, load_toml
+from lrm_ext.evaluate.cells import as_list, cell_text, is_absent, place_images, value_at
 from lrm_ext.evaluate.items import (
     LETTERS,
     AnswerType,
@@ -31,19 +33,14 @@ from lrm_ext.evaluate.items import (
     check_places,
     llava_prompt,
 )
-from lrm_ext.evaluate.official import ImageStore, Questions, Source, read_rows
-from lrm_ext.languages import get_language
+from lrm_ext.evaluate.official import ImageStore, Questions, Source, image_folder, read_rows
+from lrm_ext.languages import get_language, list_languages
 
 log = logging.getLogger(__name__)
 SETS_DIR: Final = Path(__file__).parent / "sets"
 _LABELS: Final = {"yes": "yes", "true": "yes", "1": "yes", "no": "no", "false": "no", "0": "no"}
-# A text in quotes inside a printed list, and the comma behind it, which NumPy does not print.
-_QUOTED: Final = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*,?""", re.DOTALL)
-_ARRAY: Final = re.compile(r"array\((\[.*\])(?:,\s*dtype=[^)]*)?\)", re.DOTALL)
-_IN_BRACES: Final = re.compile(r"\{([^{}]+)\}")
 _IMAGE_MARK: Final = re.compile(r"\s*<image>")
 _NUMBERED_IMAGE_MARK: Final = re.compile(r"\s*<image(?: \d+)?>")
-_IMAGE_NUMBER: Final = re.compile(r"<image (\d+)>")
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,8 +50,8 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Columns(_Table, frozen=True):
     """The places of the parts of a question.
 
-    A place is a column's name, keys of nested objects joined by dots, or a pattern with columns in
-    braces.
+    A place is a column's name, keys of nested objects and numbers in lists joined by dots, or a
+    pattern with columns in braces. Of several, divided by `|`, the first that is there counts.
 
     Attributes:
         id: Its id; "" to number the rows.
@@ -64,14 +61,18 @@ class Columns(_Table, frozen=True):
             the texts, or before them; or `joined` to one image, side by side.
         question: Its text; "" if the mapping says what is asked.
         hint: What is said before it.
-        options: A column with a list, or one column for each option.
-        answer: The expected answer.
+        options: A column with a list, or one column for each option; after `=` an option itself.
+            In a column with text, `question` itself too, `option_pattern` finds them.
+        answer: The expected answer; "" if there is none, for a judge of pairs.
         answers: A list of accepted answers.
         category: Its category.
-        answer_is: How the right option is named: `text` (its letter or label), or `index` from 0.
-        image_pattern: Finds names of images inside the texts, if no column has them, at the places
-            where they are shown.
-        option_pattern: Splits an option into its label and its text.
+        answer_is: How the right option is named, if not by its letter: `text` (its label, or its
+            number from 1), or `index` from 0.
+        answer_pattern: Finds the answer in its cell.
+        answer_names: What a cell of `answer` stands for, such as "yes" for `entailment`.
+        image_pattern: Finds names of images inside the texts, at the places where they are shown.
+            If `image` names columns, the names stand for their images, in order.
+        option_pattern: Splits an option into its label and its text, if it has a label.
         extra: What else a question carries, such as a rubric for a judge: its name, and its place.
     """
 
@@ -85,6 +86,8 @@ class Columns(_Table, frozen=True):
     answers: str = ""
     category: str = ""
     answer_is: Literal["text", "index"] = "text"
+    answer_pattern: str = ""
+    answer_names: dict[str, str] = {}
     image_pattern: str = ""
     option_pattern: str = ""
     extra: dict[str, str] = {}
@@ -96,11 +99,13 @@ class SetFiles(_Table, frozen=True):
     Attributes:
         questions: Patterns of question files, tried in this order.
         rows: Where in a JSON file the questions are.
-        images: Patterns of image folders.
+        each: A column with a list of questions, each an object of columns; `{number}` is its place.
+        images: Patterns of image folders, which may be inside a ZIP file: `data.zip/images`.
     """
 
     questions: tuple[str, ...]
     rows: str = ""
+    each: str = ""
     images: tuple[str, ...] = ()
 
 
@@ -110,39 +115,66 @@ class SetMapping(_Table, frozen=True, kw_only=True):
     Attributes:
         path: The file.
         title: The set's name.
+        hub: Its name on the Hugging Face Hub, if it is there.
         about: What it is, in a sentence.
         licence: As far as it is known.
-        kind: Whose rules score it.
+        kind: Whose rules score it; `mmbench` reads its tables itself, without `columns`.
         official: The owner's scoring rule, beside our own; "" for none.
         judge: The rubric that a model judges the answers by; "" for none.
         answer_type: See `Item`.
         answers_in: The language of the answers, if it is not the question's.
-        languages: What the set calls each of our languages.
+        languages: What the set calls each of our languages; several names are divided by `|`.
         files: Where its files are.
         columns: Keys of `Columns`, and by language a table of those that are other there.
-        filter: Columns and what they must be; `*` at the end for anything after it.
-        question: By language, how a text becomes a question; `fixed` names a request of its file.
+        filter: Columns and what they must be, in any case; `*` is for any text, `?` for a letter.
+        question: By language, how a text becomes a question; `any` is for all others, and `fixed`
+            names a request of the language's file.
+        prompt: By language or `any`, all that is asked, in place of our own requests, with
+            `{hint}`, `{question}`, `{options}` and `{language}`, the English name of the language;
+            `option` says how an option is shown, with `{letter}` and `{text}`.
     """
 
     path: str = ""
     title: str
+    hub: str = ""
     about: str = ""
     licence: str = ""
-    kind: Literal["answers", "captions"]
+    kind: Literal["answers", "captions", "mmbench"]
     official: str = ""
     judge: Literal["", "xchat", "llava-bench", "alm-bench", "ayavisionbench", "wildvision"] = ""
     answer_type: AnswerType
     answers_in: str = ""
     languages: dict[str, str]
     files: SetFiles
-    columns: dict[str, Any]
+    columns: dict[str, Any] = {}
     filter: dict[str, str] = {}
     question: dict[str, str] = {}
+    prompt: dict[str, str] = {}
 
     @property
     def name(self) -> str:
         """The file's name."""
         return Path(self.path).stem
+
+    def fits(self, row: Mapping[str, Any], lang: str, columns: Iterable[str] = ()) -> bool:
+        """Tells whether a row is of a language and of the sort that `filter` wants.
+
+        Args:
+            row: Cells by column.
+            lang: The language.
+            columns: Look at these alone; all of `filter` by default.
+        """
+        for column in columns or self.filter:
+            value = value_at(row, column)
+            text = "" if is_absent(value) else cell_text(value).casefold()
+            wanted = (self.filter[column].replace("{lang}", name) for name in self.names(lang))
+            if not any(fnmatchcase(text, pattern.casefold()) for pattern in wanted):
+                return False
+        return True
+
+    def names(self, lang: str) -> list[str]:
+        """Returns what the set calls a language."""
+        return self.languages[lang].split("|")
 
     def notes(self) -> dict[str, str]:
         """Returns what a benchmark folder says of where its questions are from."""
@@ -155,9 +187,10 @@ class SetMapping(_Table, frozen=True, kw_only=True):
         Raises:
             ConfigError: A key is unknown or of another type.
         """
-        others = self.languages.keys() - {"extra"}
-        own = {key: value for key, value in self.columns.items() if key not in others}
-        changed = self.columns.get(lang, {})
+        # `id` is a column, and Indonesian
+        tables = {k: v for k, v in self.columns.items() if k in self.languages and type(v) is dict}
+        changed = tables.get(lang, {})
+        own = {key: value for key, value in self.columns.items() if key not in tables}
         table = {**own, **changed}
         for key in ("image", "options"):
             if isinstance(table.get(key), str):
@@ -193,7 +226,8 @@ def load_mapping(path: Path) -> SetMapping:
 
 def _named(mapping: SetMapping, patterns: Sequence[str], lang: str) -> list[str]:
     """Returns patterns with the set's name of a language, and with our own."""
-    return [p.format(lang=name) for p in patterns for name in (mapping.languages[lang], lang)]
+    names = dict.fromkeys((*mapping.names(lang), lang))
+    return list(dict.fromkeys(p.replace("{lang}", name) for p in patterns for name in names))
 
 
 def question_files(mapping: SetMapping, source: Path, lang: str) -> list[Path]:
@@ -204,9 +238,71 @@ def question_files(mapping: SetMapping, source: Path, lang: str) -> list[Path]:
     return next(filter(None, (sorted(source.glob(pattern)) for pattern in patterns)), [])
 
 
+def download_patterns(mapping: SetMapping, langs: Sequence[str]) -> list[str]:
+    """Returns patterns of the files that a repository of the set needs, of some languages or all.
+
+    Raises:
+        DataError: The set has not one of them.
+    """
+    if unknown := [lang for lang in langs if lang not in mapping.languages]:
+        raise DataError(f"{mapping.title} is not in {', '.join(unknown)}")
+    files, names = mapping.files, langs or tuple(mapping.languages)
+    questions = [p for lang in names for p in _named(mapping, files.questions, lang)]
+    images = [p for lang in names for p in _named(mapping, files.images, lang)]
+    folders = [p if ".zip" not in p else p[: p.index(".zip") + 4] for p in images if p != "."]
+    return list(dict.fromkeys([*questions, *folders, *(f"{one}/*" for one in folders)]))
+
+
 def available_languages(mapping: SetMapping, source: Path) -> tuple[str, ...]:
-    """Returns the languages of a set that a folder has files of."""
-    return tuple(lang for lang in mapping.languages if question_files(mapping, source, lang))
+    """Returns the languages of a set that there are questions in.
+
+    They are told by the files, or by the column that names the language. Languages that the set has
+    and that have no file here, and rows in languages that the mapping does not name, are logged.
+    """
+    files = {lang: question_files(mapping, source, lang) for lang in mapping.languages}
+    found = [lang for lang in files if files[lang]]
+    if columns := [key for key, wanted in mapping.filter.items() if "{lang}" in wanted]:
+        paths = dict.fromkeys(path for paths in files.values() for path in paths)
+        rows = (row for path in paths for _, row in read_rows(path, mapping.files.rows, columns))
+        cells = ({column: cell_text(value_at(row, column)) for column in columns} for row in rows)
+        values = {" ".join(one.values()): one for one in cells}
+        fitting = {
+            lang: {name for name, one in values.items() if mapping.fits(one, lang, columns)}
+            for lang in found
+        }
+        found = [lang for lang in found if fitting[lang]]
+        if others := sorted(values.keys() - set().union(*fitting.values())):
+            log.warning("%s: no language of %s is %s", source, mapping.name, ", ".join(others))
+    known = [lang for lang in found if lang in list_languages()]
+    if without := [lang for lang in found if lang not in known]:
+        log.warning(
+            "%s: left out %s, which have no file here; `lrm languages add %s` drafts one",
+            source, ", ".join(without), without[0],
+        )  # fmt: skip
+    return tuple(known)
+
+
+def needed_files(mapping: SetMapping, source: Source) -> list[Path]:
+    """Returns the files of a language.
+
+    Raises:
+        DataError: There are none, or the set has not this language.
+    """
+    lang, path = source.lang, source.path
+    if lang not in mapping.languages:
+        raise DataError(
+            f"{mapping.title} is not in {lang}; it is in {', '.join(mapping.languages)}"
+        )
+    if files := question_files(mapping, path, lang):
+        return files
+    name = mapping.names(lang)[0]
+    wanted = ", ".join(p.replace("{lang}", name) for p in mapping.files.questions)
+    there = sorted(one.name for one in path.iterdir()) if path.is_dir() else []
+    hub = f" (the set is {mapping.hub} on the Hugging Face Hub)" if mapping.hub else ""
+    raise DataError(
+        f"{path}: no questions in {lang}; expected one of {wanted}{hub}, found "
+        f"{', '.join(there[:8]) or 'nothing'}"
+    )
 
 
 def read_set(mapping: SetMapping, source: Source) -> Questions:
@@ -215,26 +311,24 @@ def read_set(mapping: SetMapping, source: Source) -> Questions:
     Raises:
         DataError: The set has not this language, or a row is not as the mapping says.
     """
-    lang = source.lang
-    if lang not in mapping.languages:
-        raise DataError(
-            f"{mapping.title} is not in {lang}; it is in {', '.join(mapping.languages)}"
-        )
-    files = question_files(mapping, source.path, lang)
-    if not files:
-        patterns = ", ".join(
-            p.format(lang=mapping.languages[lang]) for p in mapping.files.questions
-        )
-        raise DataError(f"{source.path}: no questions in {lang}; expected one of {patterns}")
+    lang, files = source.lang, needed_files(mapping, source)
     usual = (source.folder / name for name in _named(mapping, mapping.files.images, lang))
-    images = source.images or next(filter(Path.is_dir, usual), None)
+    found = (image_folder(path) for path in ((source.images,) if source.images else usual))
+    images = next(filter(None, found), source.images)
     reader = _Reader(mapping, lang, ImageStore(source.store.folder, images))
     items: list[Item] = []
-    number = -1
+    places: dict[str, str] = {}
+    number, row = -1, {}
     rows = (pair for file in files for pair in read_rows(file, mapping.files.rows))
     for number, (where, row) in enumerate(rows):
-        if reader.wants(row):
-            items.append(reader.read(row, where, number))
+        for place, one in reader.questions(row, where, number):
+            item = reader.read(one, where, place)
+            if (first := places.setdefault(item.question_id, where)) is not where:
+                raise DataError(
+                    f"{where}: {mapping.name}: question {item.question_id} is there twice; the "
+                    f"first is in {first}"
+                )
+            items.append(item)
     refuse_missing(
         f"images of {mapping.name} are missing in {images}",
         reader.missing,
@@ -243,14 +337,15 @@ def read_set(mapping: SetMapping, source: Source) -> Questions:
     if not items:
         raise DataError(
             f"{source.path}: no questions in {lang} among {number + 1} rows that fit "
-            f"{mapping.filter}"
+            f"{mapping.filter}; the columns are {', '.join(row)}"
         )
-    if len(items) <= number:
+    if reader.num_others:
         log.info(
             "%s %s: %d of %d rows are not of this language or sort and are left out",
-            mapping.name, lang, number + 1 - len(items), number + 1,
+            mapping.name, lang, reader.num_others, number + 1,
         )  # fmt: skip
-    return Questions(tuple(items), images if reader.by_name else None)
+    root = images if reader.by_name and isinstance(images, Path) else None
+    return Questions(tuple(map(reader.settle, items)), root)
 
 
 class _Reader:
@@ -259,46 +354,61 @@ class _Reader:
     Attributes:
         by_name: Images are given by their names, and stay where they are.
         missing: Images that are named and not there.
+        num_others: Rows that are not of the language or sort.
     """
 
     def __init__(self, mapping: SetMapping, lang: str, store: ImageStore) -> None:
         self.missing: list[str] = []
+        self.num_others = 0
         self._mapping, self._lang, self._store = mapping, lang, store
         self._columns, self._language = mapping.columns_in(lang), get_language(lang)
         columns = self._columns
         has_one = len(columns.image) == 1 and not columns.image_pattern
-        self.by_name = store.source is not None and (has_one or columns.several == "apart")
+        in_folder = isinstance(store.source, Path)
+        self.by_name = in_folder and (has_one or columns.several == "apart")
+        self._stored: dict[str, str] = {}
+        self._references: dict[str, str] = {}
 
-    def wants(self, row: Mapping[str, Any]) -> bool:
-        """Tells whether a row is of the language and of the sort that the mapping names."""
-        for column, wanted in self._mapping.filter.items():
-            value, wanted = str(row.get(column, "")), self._in_language(wanted)
-            if not (value.startswith(wanted[:-1]) if wanted.endswith("*") else value == wanted):
-                return False
-        return True
+    def questions(
+        self, row: dict[str, Any], where: str, number: int
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yields the questions of a row, each with its place, the id of one that has none.
 
-    def read(self, row: Mapping[str, Any], where: str, place: int) -> Item:
+        There are none if the row is not of the language or sort that the mapping names.
+        """
+        each = self._mapping.files.each
+        if not self._mapping.fits(row, self._lang):
+            self.num_others += 1
+        elif not each:
+            yield str(number), row
+        else:
+            members = as_list(row.get(each), f"{where}: the questions in {each}", dict)
+            for place, member in enumerate(members):
+                yield f"{number}-{place}", {**row, **member, "number": place}
+
+    def read(self, row: Mapping[str, Any], where: str, place: str) -> Item:
         """Makes the question of a row; `place` is its id if the set has none."""
         columns, mapping = self._columns, self._mapping
-        number = self._text(row, columns.id, where) if columns.id else str(place)
+        number = self._text(row, columns.id, where) if columns.id else place
         name = f"{where}: question {number}"
         options, labels = self._options(row, name)
         hint = self._text(row, columns.hint, name, optional=True)
         asked = self._text(row, columns.question, name) if columns.question else ""
+        if columns.options == (columns.question,):
+            asked = re.split(columns.option_pattern, asked, maxsplit=1, flags=re.M)[0].strip()
         answers = self._answers(row, labels, name)
         # in the order of the prompt
         cells, (hint, asked, *options) = self._images(row, [hint, asked, *options], name)
-        images = tuple(self._store_image(cell, name) for cell in cells)
-        image = images if len(images) > 1 else images[0]
+        images = tuple(self._store_image(cell, number, name) for cell in cells)
         question = self._question(asked)
-        make_prompt = bare_prompt if mapping.answer_type == "caption" else llava_prompt
         # yes/no questions among free ones are read as such
         is_yes_no = mapping.answer_type == "text" and answers[0].lower() in ("yes", "no")
-        text = make_prompt(question, hint, options, self._language, mapping.answers_in)
+        text = self._prompt(question, hint, options)
+        extra = {key: self._value(row, path) for key, path in columns.extra.items()}
         check_places(text, len(images), f"{mapping.name}: {name}")
         item = Item(
             question_id=number,
-            image=image,
+            image=images if len(images) > 1 else images[0],
             text=text,
             category=self._text(row, columns.category, name, optional=True) or mapping.name,
             answer=answers[0],
@@ -311,58 +421,59 @@ class _Reader:
             image_id=" + ".join(images),
             source_id=number,
             answer_lang=mapping.answers_in,
-            extra={key: self._value(row, path) for key, path in columns.extra.items()},
+            extra={key: cell for key, cell in extra.items() if not is_absent(cell)},
         )
         if item.answer_type == "letter":
             check_options(item, name)
         return item
 
-    def _in_language(self, text: str) -> str:
-        return text.replace("{lang}", self._mapping.languages[self._lang])
+    def settle(self, item: Item) -> Item:
+        """Gives a question the image of the row that it names, which may come after it.
+
+        Raises:
+            DataError: There is no such row, or it has no image of its own.
+        """
+        other = self._references.get(item.question_id)
+        if other is None:
+            return item
+        if other not in self._stored:
+            raise DataError(
+                f"{self._mapping.name}: question {item.question_id} takes the image of {other}, "
+                "which has none; expected a row with this id and an image"
+            )
+        return replace(item, image=self._stored[other], image_id=self._stored[other])
 
     def _text(self, row: Mapping[str, Any], path: str, where: str, optional: bool = False) -> str:
         """Returns the text at a path; several lines of a list are joined."""
         value = self._value(row, path) if path else None
-        if isinstance(value, list):
-            value = "\n".join(map(str, value))
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            value = str(value)
-        if optional and (value is None or (isinstance(value, str) and is_none(value))):
+        text = "" if isinstance(value, (bool, bytes, Mapping)) else cell_text(value)
+        if optional and is_none(text):
             return ""
-        if not isinstance(value, str) or not value.strip():
+        if not text.strip():
             raise DataError(f"{where}: {path} is {value!r}; expected text. Found: {', '.join(row)}")
-        return value.strip()
+        return text.strip()
 
     def _value(self, row: Mapping[str, Any], path: str) -> Any:
-        """Returns the value at a path, or a pattern with columns in braces filled in."""
-        path = self._in_language(path)
-        if "{" in path:
-            if any(row.get(name) is None for name in _IN_BRACES.findall(path)):
-                return None
-            return _IN_BRACES.sub(lambda match: str(row[match[1]]), path)
-        value: Any = row
-        for key in [path] if path in row else path.split("."):
-            if not isinstance(value, Mapping) or key not in value:
-                return None
-            value = value[key]
-        return value
+        places = path.replace("{lang}", self._mapping.names(self._lang)[0]).split("|")
+        values = (value_at(row, place) for place in places)
+        return next((value for value in values if value is not None), None)
 
     def _options(self, row: Mapping[str, Any], where: str) -> tuple[list[str], list[str]]:
         """Returns texts of the options, and what the answer calls each of them."""
         columns, pattern = self._columns.options, self._columns.option_pattern
         found = self._value(row, columns[0]) if len(columns) == 1 else None
-        if isinstance(found, str):
-            found = _as_list(found, where)
         if found is None:
-            cells = ["" if row.get(c) is None else str(row[c]).strip() for c in columns]
+            cells = [c[1:] if c[:1] == "=" else cell_text(self._value(row, c)) for c in columns]
             texts = list(takewhile(lambda text: not is_none(text), cells))
             if not all(map(is_none, cells[len(texts) :])):
                 raise DataError(f"{where}: an option is empty, but not the ones after it: {cells}")
+        elif isinstance(found, str) and pattern and not _looks_like_list(found):
+            texts = [match[0] for match in re.finditer(pattern, found, re.M)]
         else:
-            texts = [str(value).strip() for value in found]
-        if not pattern:
+            texts = [cell_text(member) for member in as_list(found, f"{where}: the options")]
+        matches = [match for text in texts if pattern and (match := re.match(pattern, text, re.S))]
+        if not matches:
             return texts, list(LETTERS[: len(texts)])
-        matches = [match for text in texts if (match := re.match(pattern, text, re.DOTALL))]
         if len(matches) < len(texts):
             raise DataError(f"{where}: an option has no label: {texts}")
         return [match[2].strip() for match in matches], [match[1] for match in matches]
@@ -370,33 +481,62 @@ class _Reader:
     def _answers(self, row: Mapping[str, Any], labels: Sequence[str], where: str) -> list[str]:
         """Returns the accepted answers, the expected one first."""
         columns, answer_type = self._columns, self._mapping.answer_type
-        if columns.answers:
-            found = self._value(row, columns.answers)
-            texts = [found] if isinstance(found, str) else found
-            if not isinstance(texts, list) or not texts:
-                raise DataError(f"{where}: {columns.answers} is {found!r}; expected answers")
-            return list(dict.fromkeys(str(text).strip() for text in texts if str(text).strip()))
-        value = self._value(row, columns.answer)
-        text = str(value).strip()
+        path = columns.answers or columns.answer
+        if not path:
+            return [""]
+        value = self._value(row, path)
+        if columns.answers or (answer_type == "text" and _looks_like_list(value)):
+            texts = [value] if isinstance(value, str) and not _looks_like_list(value) else value
+            texts = as_list(texts, f"{where}: the answers in {path}")
+            if found := list(dict.fromkeys(filter(None, map(cell_text, texts)))):
+                return found
+            raise DataError(f"{where}: {path} is {value!r}; expected answers")
+        text = cell_text(value)
+        if pattern := columns.answer_pattern:
+            match = re.search(pattern, text)
+            text = match[match.lastindex or 0] if match else ""
+        known: Mapping[str, str] = columns.answer_names
         if answer_type in ("text", "caption"):
-            if not isinstance(value, str) or not text:
-                raise DataError(f"{where}: {columns.answer} is {value!r}; expected an answer")
-            return [text]
-        names = map(str, range(len(labels))) if columns.answer_is == "index" else labels
-        known = _LABELS if answer_type == "yesno" else dict(zip(names, LETTERS, strict=False))
+            if not text or (known and text not in known):
+                wanted = f"one of {', '.join(known)}" if known else "an answer"
+                raise DataError(f"{where}: {path} is {value!r}; expected {wanted}")
+            return [known.get(text, text)]
+        text = known.get(text, text)
+        known, more = _answer_names(answer_type, columns.answer_is, labels)
         text = text.lower() if answer_type == "yesno" else text
-        if text not in known:
+        if text not in known and text not in more:
             raise DataError(
-                f"{where}: {columns.answer} is {value!r}; expected one of {', '.join(known)} "
+                f"{where}: {path} is {value!r}; expected one of {', '.join(known)} "
                 "(are the answers kept back?)"
             )
-        return [known[text]]
+        return [known.get(text) or more[text]]
 
     def _question(self, asked: str) -> str:
         patterns = self._mapping.question
         if fixed := patterns.get("fixed"):
             return self._language.fixed_prompts[fixed]
-        return patterns.get(self._lang, "{question}").replace("{question}", asked)
+        pattern = patterns.get(self._lang, patterns.get("any", "{question}"))
+        return pattern.replace("{question}", asked)
+
+    def _prompt(self, question: str, hint: str, options: Sequence[str]) -> str:
+        """Returns what is asked: the owner's prompt, in which empty lines are left out, or ours."""
+        patterns, language = self._mapping.prompt, self._language
+        pattern = patterns.get(self._lang, patterns.get("any"))
+        if pattern is None:
+            make_prompt = bare_prompt if self._mapping.answer_type == "caption" else llava_prompt
+            return make_prompt(question, hint, options, language, self._mapping.answers_in)
+        option = patterns.get("option", "{letter}. {text}")
+        shown = (
+            option.replace("{letter}", letter).replace("{text}", text)
+            for letter, text in zip(LETTERS, options, strict=False)
+        )
+        parts = {"hint": hint, "question": question, "options": "\n".join(shown)}
+        parts["language"] = language.name
+        lines = (
+            re.sub(r"\{(\w+)\}", lambda m: parts.get(m[1], m[0]), line)
+            for line in pattern.split("\n")
+        )
+        return "\n".join(filter(None, lines))
 
     def _images(
         self, row: Mapping[str, Any], texts: list[str], where: str
@@ -409,20 +549,29 @@ class _Reader:
             DataError: There is no image, or none for a number.
         """
         columns, is_apart = self._columns, self._columns.several == "apart"
+        numbered = self._numbered_cells(row, where)
         if columns.image_pattern:
             pattern, (hint, asked, *options) = re.compile(columns.image_pattern), texts
             in_order = texts if is_apart else [asked, hint, *options]
-            cells: list[Any] = [name for text in in_order for name in pattern.findall(text)]
-            numbered = dict(enumerate(dict.fromkeys(cells), start=1))
-            if is_apart and len(numbered) > 1:
-                return cells, [pattern.sub(DEFAULT_IMAGE_TOKEN, text) for text in texts]
-        else:
-            numbered = self._numbered_cells(row, where)
+            names: list[Any] = [name for text in in_order for name in pattern.findall(text)]
+            places = {name: place for place, name in enumerate(dict.fromkeys(names), start=1)}
+            if columns.image:
+                # images that the texts do not name, or not all of, are shown before them
+                numbered = dict(enumerate(numbered.values(), start=1))
+                shown = "<image {}>" if len(places) == len(numbered) else ""
+                texts = [
+                    pattern.sub(lambda m: shown.format(places[m[1]]), text).strip()
+                    for text in texts
+                ]
+            else:
+                numbered = {place: name for name, place in places.items()}
+                if is_apart and len(numbered) > 1:
+                    return names, [pattern.sub(DEFAULT_IMAGE_TOKEN, text) for text in texts]
         if not numbered:
             wanted = ", ".join(columns.image) or columns.image_pattern
-            raise DataError(f"{where}: no image; expected one in {wanted}")
+            raise DataError(f"{where}: no image; expected one in {wanted}. Found: {', '.join(row)}")
         if len(numbered) > 1 and is_apart:
-            return _placed(numbered, texts, f"{self._mapping.name}: {where}")
+            return place_images(numbered, texts, f"{self._mapping.name}: {where}")
         # of joined ones, numbers say which is meant
         mark = _NUMBERED_IMAGE_MARK if len(numbered) == 1 else _IMAGE_MARK
         texts = [*(mark.sub("", text).strip() for text in texts[:2]), *texts[2:]]
@@ -433,7 +582,7 @@ class _Reader:
         cells: list[Any] = []
         for path in self._columns.image:
             if path.endswith("*"):
-                stem = self._in_language(path[:-1])
+                stem = path[:-1].replace("{lang}", self._mapping.names(self._lang)[0])
                 tails = ((name.removeprefix(stem), name) for name in row if name.startswith(stem))
                 names = {int(tail): name for tail, name in tails if tail.isdecimal()}
                 if max(names, default=0) > MAX_IMAGES:
@@ -442,13 +591,16 @@ class _Reader:
                 cells += [row.get(names.get(number, "")) for number in range(first, last + 1)]
                 continue
             value = self._value(row, path)
-            if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
-                value = _as_list(value, where)
+            if _looks_like_list(value):
+                value = as_list(value, f"{where}: the images in {path}")
             cells += value if isinstance(value, list) else [value]
-        return {n: cell for n, cell in enumerate(cells, start=1) if cell not in (None, "")}
+        return {n: cell for n, cell in enumerate(cells, start=1) if not is_absent(cell)}
 
-    def _store_image(self, cell: Any, where: str) -> str:
-        """Returns the path of an image; of a list of cells, that of the images joined."""
+    def _store_image(self, cell: Any, question_id: str, where: str) -> str:
+        """Returns the path of an image; of a list of cells, that of the images joined.
+
+        A cell may name another row, as VLMEvalKit's tables do; `settle` finds its image.
+        """
         cells = cell if isinstance(cell, list) else [cell]
         folder, named = self._store.source, [one for one in cells if isinstance(one, str)]
         if folder is not None and named:
@@ -456,57 +608,36 @@ class _Reader:
             self.missing += [f"{name} ({where})" for name in absent]
             if absent or self.by_name:
                 return named[0]
+        elif len(cells) == 1 and named and cells[0].isdecimal():
+            self._references[question_id] = cells[0]
+            return str(cells[0])
         stored = self._store.put_joined(cells, where)
         if self.by_name and self._store.folder is not None:
-            return str((self._store.folder / stored).absolute())
+            stored = str((self._store.folder / stored).absolute())
+        self._stored[question_id] = stored
         return stored
 
 
-def _placed(
-    numbered: Mapping[int, Any], texts: Sequence[str], where: str
-) -> tuple[list[Any], list[str]]:
-    """Puts several images where the texts name them by number, else where `<image>` stands.
+def _looks_like_list(value: Any) -> bool:
+    return isinstance(value, str) and value[:1] == "[" and value[-1:] == "]"
 
-    An image that is named twice is shown twice. One that is not named is shown first, before the
-    texts.
 
-    Raises:
-        DataError: A number has no image.
+def _answer_names(
+    answer_type: str, answer_is: str, labels: Sequence[str]
+) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """Returns what an answer may be called, and what else is understood where that is unambiguous.
+
+    Args:
+        answer_type: `yesno` or `letter`.
+        answer_is: See `Columns`.
+        labels: Of the options.
     """
-    cells: list[Any] = []
-
-    def place(mark: re.Match[str]) -> str:
-        number = int(mark[1])
-        if number not in numbered:
-            there = ", ".join(map(str, numbered))
-            raise DataError(f"{where}: the text names {mark[0]}, but there are images {there}")
-        cells.append(numbered[number])
-        return DEFAULT_IMAGE_TOKEN
-
-    named = {int(n) for text in texts for n in _IMAGE_NUMBER.findall(text)}
-    if not named:
-        return list(numbered.values()), list(texts)
-    first, *rest = (_IMAGE_NUMBER.sub(place, text) for text in texts)
-    unnamed = [cell for number, cell in numbered.items() if number not in named]
-    lines = [*[DEFAULT_IMAGE_TOKEN] * len(unnamed), *filter(None, [first])]
-    return unnamed + cells, ["\n".join(lines), *rest]
-
-
-def _as_list(text: str, where: str) -> list[Any]:
-    """Returns a list that a table holds as text, as Python or NumPy print it.
-
-    Their texts may have line ends in them, and NumPy's no commas between them.
-    """
-    text = text.strip()
-    array = _ARRAY.fullmatch(text)
-    quoted = _QUOTED.sub(
-        lambda match: match[1].replace("\n", "\\n").replace("\r", "\\r") + ",",
-        array[1] if array else text,
-    )
-    try:
-        found = ast.literal_eval(quoted)
-    except (ValueError, SyntaxError) as error:
-        raise DataError(f"{where}: the options are no list: {text[:80]!r}") from error
-    if not isinstance(found, list) or not all(isinstance(x, (str, int, float)) for x in found):
-        raise DataError(f"{where}: the options are no list: {text[:80]!r}")
-    return found
+    if answer_type == "yesno":
+        return _LABELS, {}
+    letters = LETTERS[: len(labels)]
+    by_letter = dict(zip(letters, letters, strict=True))
+    if answer_is == "index":
+        return {str(number): letter for number, letter in enumerate(letters)}, by_letter
+    by_number = {str(number): letter for number, letter in enumerate(letters, start=1)}
+    have_digits = any(label.isdigit() for label in labels)
+    return dict(zip(labels, letters, strict=False)), by_letter if have_digits else by_number

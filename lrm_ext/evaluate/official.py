@@ -14,6 +14,7 @@ import io
 import json
 import os
 import sys
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -180,7 +181,7 @@ SUFFIXES: Final = (".tsv", ".csv", ".json", ".jsonl", ".parquet")
 _DELIMITERS: Final = {".tsv": "\t", ".csv": ","}
 
 
-def read_rows(path: Path, rows_at: str = "") -> Iterator[Row]:
+def read_rows(path: Path, rows_at: str = "", columns: Sequence[str] | None = None) -> Iterator[Row]:
     """Reads the rows of a table.
 
     Args:
@@ -188,6 +189,7 @@ def read_rows(path: Path, rows_at: str = "") -> Iterator[Row]:
         rows_at: Where the rows of a JSON file are: keys joined by dots, each followed by `[]` where
             all members of a list (or all values of an object, under `key`) are meant, such as
             `annotations[].qa_pairs[]`. Fields of outer objects are part of the row.
+        columns: Read these alone, where a file lets one, to spare the images.
 
     Raises:
         DataError: The file is missing, of another type, or damaged.
@@ -198,13 +200,13 @@ def read_rows(path: Path, rows_at: str = "") -> Iterator[Row]:
         if not files:
             raise DataError(f"{path}: no Parquet files in this folder")
         for file in files:
-            yield from _parquet(file)
+            yield from _parquet(file, columns)
     elif not path.is_file():
         raise DataError(f"{path}: no such file")
     elif suffix in _DELIMITERS:
         yield from _delimited(path, _DELIMITERS[suffix])
     elif suffix == ".parquet":
-        yield from _parquet(path)
+        yield from _parquet(path, columns)
     elif suffix == ".jsonl" or (suffix == ".json" and not rows_at and _is_json_lines(path)):
         yield from read_json_lines(path)
     elif suffix == ".json":
@@ -230,13 +232,13 @@ def _delimited(path: Path, delimiter: str) -> Iterator[Row]:
             raise DataError(f"{path}: not UTF-8 ({error}); convert it first") from error
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as table:
-            batches = table.iter_batches(batch_size=64)
+            batches = table.iter_batches(batch_size=64, columns=columns)
             rows = (row for batch in batches for row in batch.to_pylist())
             yield from ((f"{path}: row {number}", row) for number, row in enumerate(rows))
     except (pa.ArrowInvalid, OSError) as error:
@@ -300,11 +302,11 @@ class ImageStore:
 
     Attributes:
         folder: The folder; None to name them only, if nothing is to be asked.
-        source: A folder that names in cells are relative to.
+        source: A folder that names in cells are relative to; it may be inside a ZIP file.
     """
 
     folder: Path | None
-    source: Path | None = None
+    source: Path | zipfile.Path | None = None
 
     def put(self, cell: Any, where: str) -> str:
         """Stores the image of a cell.
@@ -354,9 +356,9 @@ class ImageStore:
         if not isinstance(cell, str) or not cell.strip():
             raise DataError(f"{where}: no image, found {str(cell)[:40]!r}")
         if self.source and len(cell) <= 255 and "://" not in cell and not leaves_folder(cell):
-            path = Path(os.path.abspath(self.source / cell))
+            path = self.source / cell
             if path.is_file():
-                return path
+                return Path(os.path.abspath(path)) if isinstance(path, Path) else path.read_bytes()
         try:
             return base64.b64decode(cell, validate=True)
         except binascii.Error as error:
@@ -372,6 +374,28 @@ class ImageStore:
             with writing(self.folder / name) as partial:
                 partial.write_bytes(content)
         return name
+
+
+def image_folder(path: Path) -> Path | zipfile.Path | None:
+    """Opens a folder of images, which may be inside a ZIP file: `data.zip/images`.
+
+    Returns:
+        The folder; None if there is none.
+
+    Raises:
+        DataError: The ZIP file is damaged.
+    """
+    if path.is_dir():
+        return path
+    for archive in (path, *path.parents):
+        if archive.suffix.lower() == ".zip" and archive.is_file():
+            inner = "" if archive == path else path.relative_to(archive).as_posix() + "/"
+            try:
+                folder = zipfile.Path(archive, inner)
+            except (OSError, zipfile.BadZipFile) as error:
+                raise DataError(f"{archive}: damaged, or no ZIP file: {error}") from error
+            return folder if folder.is_dir() else None
+    return None
 
 
 def join_images(images: Sequence[Image.Image]) -> Image.Image:
