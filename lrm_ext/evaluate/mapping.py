@@ -127,11 +127,9 @@ class SetMapping(_Table, frozen=True, kw_only=True):
         files: Where its files are.
         columns: Keys of `Columns`, and by language a table of those that are other there.
         filter: Columns and what they must be, in any case; `*` is for any text, `?` for a letter.
-        question: By language, how a text becomes a question; `any` is for all others, and `fixed`
-            names a request of the language's file.
-        prompt: By language or `any`, all that is asked, in place of our own requests, with
-            `{hint}`, `{question}`, `{options}` and `{language}`, the English name of the language;
-            `option` says how an option is shown, with `{letter}` and `{text}`.
+        question: By language, how a text becomes a question; `fixed` names a request of its file.
+        prompt: By language, or `any` for all others, what is asked in place of our own prompt, with
+            `{hint}`, `{question}`, `{options}` and `{language}`, the English name of the language.
     """
 
     path: str = ""
@@ -515,8 +513,7 @@ class _Reader:
         patterns = self._mapping.question
         if fixed := patterns.get("fixed"):
             return self._language.fixed_prompts[fixed]
-        pattern = patterns.get(self._lang, patterns.get("any", "{question}"))
-        return pattern.replace("{question}", asked)
+        return patterns.get(self._lang, "{question}").replace("{question}", asked)
 
     def _prompt(self, question: str, hint: str, options: Sequence[str]) -> str:
         """Returns what is asked: the owner's prompt, in which empty lines are left out, or ours."""
@@ -525,13 +522,8 @@ class _Reader:
         if pattern is None:
             make_prompt = bare_prompt if self._mapping.answer_type == "caption" else llava_prompt
             return make_prompt(question, hint, options, language, self._mapping.answers_in)
-        option = patterns.get("option", "{letter}. {text}")
-        shown = (
-            option.replace("{letter}", letter).replace("{text}", text)
-            for letter, text in zip(LETTERS, options, strict=False)
-        )
-        parts = {"hint": hint, "question": question, "options": "\n".join(shown)}
-        parts["language"] = language.name
+        shown = "\n".join(f"{a}. {text}" for a, text in zip(LETTERS, options, strict=False))
+        parts = {"hint": hint, "question": question, "options": shown, "language": language.name}
         lines = (
             re.sub(r"\{(\w+)\}", lambda m: parts.get(m[1], m[0]), line)
             for line in pattern.split("\n")

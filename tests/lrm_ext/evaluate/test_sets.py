@@ -17,6 +17,7 @@ from lrm_ext.evaluate.mapping import SETS_DIR, load_mapping, set_names
 from lrm_ext.evaluate.registry import get_benchmark, missing_images, read_description
 from lrm_ext.evaluate.scoring import score_file
 from lrm_ext.languages import get_language, list_languages
+from lrm_ext.languages.tags import normalize_tag
 from lrm_ext.report.evaluation import known_benchmarks
 
 
@@ -62,7 +63,8 @@ def test_every_mapping_can_be_read_and_names_known_languages():
     assert any(name.startswith("pangeabench") for name in set_names())
     for name in set_names():
         mapping = load_mapping(SETS_DIR / f"{name}.toml")
-        assert set(mapping.languages) <= set(list_languages())
+        assert all(normalize_tag(code) == code for code in mapping.languages)
+        assert mapping.answer_type != "caption" or set(mapping.languages) <= set(list_languages())
         assert mapping.licence and mapping.about
     assert {row["name"] for row in known_benchmarks()} >= {"mme", "xgqa", "mini-pope", "scenes"}
 
@@ -214,9 +216,10 @@ def test_pangeabench(tmp_path, imported):
     )
     _, items = imported("pangeabench-xm100", tmp_path / "p", "hr")
     assert items[0].answer == "Pas." and items[0].answer_type == "caption"
+    assert items[0].text == ("Provide a one-sentence caption for the provided image in Croatian.")
     assert languages_of("pangeabench-xm100", tmp_path / "p", None) == ("hr",)
-    rows = [{"image": image, "question": "Ce este?", "answers": ["pom"],
-             "processed_answers": ["pom", "un pom"], "language": "ro"}]  # fmt: skip
+    rows = [{"image": image, "question": "Ce este?", "answers": ["pom", "un pom"],
+             "image_id": "i1", "language": "ro"}]  # fmt: skip
     files.write_parquet(root / "ro-00000-of-00001.parquet", rows)
     _, items = imported("pangeabench-maxm", tmp_path / "p", "ro")
     assert score(tmp_path, "pangeabench-maxm", items, ["Un pom"], "ro").headline == 100
@@ -379,7 +382,7 @@ def test_what_is_not_there(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no questions in fr; expected one of maxm_v1_fr"):
         import_benchmark("maxm", tmp_path / "empty", tmp_path / "out", lang="fr")
-    with pytest.raises(DataError, match="MaXM is not in cs; it is in en, fr, ro, zh"):
+    with pytest.raises(DataError, match="MaXM is not in cs; it is in en, fr, he, hi, ro, th, zh"):
         import_benchmark("maxm", tmp_path / "empty", tmp_path / "out", lang="cs")
     with pytest.raises(DataError, match="no questions of MaXM in it"):
         languages_of("maxm", tmp_path / "empty", None)
