@@ -43,7 +43,7 @@ from lrm_ext.report.settings import (
     score_settings,
 )
 
-PUBLISHED_FILE: Final = "paper.toml"
+PUBLISHED_DIR: Final = "published"
 AVERAGE: Final = "Avg"
 PUBLISHED: Final = "published"
 PLUS_MINUS: Final = "\N{PLUS-MINUS SIGN}"
@@ -138,7 +138,7 @@ class PaperTable:
 
 def published() -> dict[str, Any]:
     """Returns the figures that the paper publishes, by table."""
-    with as_file(files("lrm_ext.report").joinpath(PUBLISHED_FILE)) as path:
+    with as_file(files("lrm_ext.report").joinpath(PUBLISHED_DIR, "paper.toml")) as path:
         return load_toml(path)
 
 
