@@ -41,10 +41,12 @@ def table(
     out: Path = typer.Option(None, help="Write it here instead of printing it."),
 ) -> None:
     """A table of the paper: 1 models, 2 translations, 3 instructions, 4 language models."""
-    from lrm_ext.report import paper_tables
+    from rich.console import Console
+
+    from lrm_ext.report import paper_tables, tables
     from lrm_ext.report.settings import Setting
 
-    formats = paper_tables.FORMATS
+    formats = tables.FORMATS
     if style not in formats:
         raise ConfigError(f"--format {style}: expected one of {', '.join(formats)}")
     names, langs = split_names(benchmarks), canonical_codes(languages)
@@ -60,7 +62,7 @@ def table(
         write_atomically(out, formats[style](made))
         typer.echo(f"Table: {out}")
     elif style == "terminal":
-        paper_tables.print_table(made, Console(highlight=False))
+        tables.print_table(made, Console(highlight=False))
     else:
         typer.echo(formats[style](made), nl=False)
 

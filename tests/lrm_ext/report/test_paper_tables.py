@@ -13,20 +13,17 @@ from typer.testing import CliRunner
 from llava.errors import ConfigError, DataError
 from lrm_ext.cli import app
 from lrm_ext.evaluate.results import _read_stored
-from lrm_ext.report.paper_tables import (
+from lrm_ext.report.paper_tables import agreement_table, models_table, published, summary_table
+from lrm_ext.report.settings import Setting, score_settings
+from lrm_ext.report.tables import (
     FORMATS,
     PLUS_MINUS,
-    agreement_table,
     latex_escape,
-    models_table,
-    published,
-    summary_table,
     to_csv,
     to_latex,
     to_markdown,
     to_terminal,
 )
-from lrm_ext.report.settings import Setting, score_settings
 
 
 def setting(label, *runs):
@@ -198,7 +195,7 @@ def test_the_command_writes_each_format(runs, tmp_path):
 
 
 def test_of_many_languages_the_columns_are_rows_in_every_format(monkeypatch, table):
-    monkeypatch.setattr("lrm_ext.report.paper_tables.MAX_ROWS", 3)
+    monkeypatch.setattr("lrm_ext.report.tables.MAX_ROWS", 3)
     markdown = to_markdown(table).splitlines()
     heads = next(line for line in markdown if line.startswith("| Model |"))
     num = len(table.blocks[0].rows)
