@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 
 def table(
-    number: int = typer.Argument(min=1, max=4, help="Of the table in the paper."),
+    name: str = typer.Argument(help="1 to 4, or pangea, centurio, kaleidoscope, mmmb."),
     runs: list[str] = typer.Argument(
         None, help="RUN, or LABEL=RUN,RUN,... with a run a seed. Table 2: files of figures."
     ),
@@ -40,24 +40,34 @@ def table(
     ),
     out: Path = typer.Option(None, help="Write it here instead of printing it."),
 ) -> None:
-    """A table of the paper: 1 models, 2 translations, 3 instructions, 4 language models."""
+    """A table of the paper: 1 models, 2 translations, 3 instructions, 4 language models.
+
+    Or runs beside the published figures of other papers, where they are read by the same rules.
+    """
     from rich.console import Console
 
-    from lrm_ext.report import paper_tables, tables
+    from lrm_ext.report import paper_tables, protocols, tables
     from lrm_ext.report.settings import Setting
 
     formats = tables.FORMATS
     if style not in formats:
         raise ConfigError(f"--format {style}: expected one of {', '.join(formats)}")
     names, langs = split_names(benchmarks), canonical_codes(languages)
-    if number == 2:
+    protocols.check_table(name, runs or ())
+    if name == "2":
         made = paper_tables.agreement_table([Path(path) for path in runs or ()], published)
     else:
         settings = [Setting.parse(text) for text in runs or ()]
-        if number == 1:
+        if name in protocols.PROTOCOLS:
+            if names or langs:
+                raise ConfigError(
+                    f"--benchmarks, --languages: table {name} has those of its source"
+                )
+            made = protocols.protocol_table(name, settings, published)
+        elif name == "1":
             made = paper_tables.models_table(settings, names, langs, published)
         else:
-            made = paper_tables.summary_table(number, settings, names, langs, published)
+            made = paper_tables.summary_table(int(name), settings, names, langs, published)
     if out is not None:
         write_atomically(out, formats[style](made))
         typer.echo(f"Table: {out}")

@@ -25,16 +25,22 @@ from lrm_ext.report.settings import (
     Setting,
     mean_cell,
     score_settings,
+    seed_notes,
 )
 from lrm_ext.report.tables import PUBLISHED, Block, PaperTable, TableRow
 
-PUBLISHED_DIR: Final = "published"
 AVERAGE: Final = "Avg"
+_TITLES: Final = {
+    1: "Table 1: models on multilingual benchmarks",
+    2: "Table 2: agreement of two translations of each benchmark",
+    3: "Table 3: what each task instruction contributes",
+    4: "Table 4: language models with and without the task instructions",
+}
 
 
 def published() -> dict[str, Any]:
     """Returns the figures that the paper publishes, by table."""
-    with as_file(files("lrm_ext.report").joinpath(PUBLISHED_DIR, "paper.toml")) as path:
+    with as_file(files("lrm_ext.report").joinpath("published", "paper.toml")) as path:
         return load_toml(path)
 
 
@@ -72,7 +78,7 @@ def models_table(
         if with_published and last_of_kind and kind in data["table1"]:
             blocks.append(_published_models(kind, langs, data))
     return PaperTable(
-        1, ("Model",), (*map(_label, langs), AVERAGE),
+        "1", _TITLES[1], ("Model",), (*map(_label, langs), AVERAGE),
         (*map(language_name, langs), "mean without English"), tuple(blocks),
         _notes(settings, blocks),
     )  # fmt: skip
@@ -140,7 +146,7 @@ def agreement_table(paths: Sequence[Path], with_published: bool = True) -> Paper
     pairs = [f"{r['benchmark']}: {r['hypothesis']} against {r['reference']}." for r in reports]
     notes = (*pairs, "Agreement of two translations, not their correctness.")
     return PaperTable(
-        2, ("Benchmark",), (*map(_label, langs), AVERAGE),
+        "2", _TITLES[2], ("Benchmark",), (*map(_label, langs), AVERAGE),
         (*map(language_name, langs), "mean of the languages"), tuple(blocks),
         (*notes, *_notes((), blocks)[1:]), digits=2,
     )  # fmt: skip
@@ -203,8 +209,8 @@ def summary_table(
         blocks.append(Block(_published_title("MMBench"), rows))
     heads = ("Method",) if number == 3 else ("Language model", "Method")
     return PaperTable(
-        number, heads, ("En", AVERAGE), ("English", "mean without English"), tuple(blocks),
-        _notes(settings, blocks),
+        str(number), _TITLES[number], heads, ("En", AVERAGE), ("English", "mean without English"),
+        tuple(blocks), _notes(settings, blocks),
     )  # fmt: skip
 
 
@@ -221,12 +227,7 @@ def _notes(settings: Sequence[Setting], blocks: Sequence[Block]) -> tuple[str, .
     notes = [f"{AVERAGE}: mean over the languages without English."]
     if any(block.has_best and len(block.rows) > 1 for block in blocks):
         notes[0] += " The best values of each block are bold."
-    several = [f"{one.label} ({len(one.runs)})" for one in settings if len(one.runs) > 1]
-    if several:
-        notes.append(
-            "Mean and standard deviation over runs with different seeds: "
-            f"{', '.join(several)}; their questions are counted once a run."
-        )
+    notes += seed_notes(settings)
     if any(row.counts == PUBLISHED for block in blocks for row in block.rows):
         notes.append(f"Published rows: {published()['source']}; not measured with this project.")
     return tuple(notes)

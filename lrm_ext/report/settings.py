@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from llava.errors import ConfigError, DataError
+from llava.errors import ConfigError, DataError, UserError
 from lrm_ext.evaluate.items import Item
 from lrm_ext.evaluate.kind import Kind
 from lrm_ext.evaluate.results import (
@@ -72,6 +72,8 @@ class Score:
         num_answered: Questions that are answered.
         num_questions: That are known to be asked.
         reason: Why there is no value.
+        metric: What the value is.
+        fidelity: Share of answers in the language of the question; None if none has a language.
     """
 
     value: float | None
@@ -80,6 +82,8 @@ class Score:
     num_answered: int = 0
     num_questions: int = 0
     reason: str = ""
+    metric: str = ""
+    fidelity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -151,13 +155,26 @@ def _mean_score(scores: Sequence[Score]) -> Score:
         num_answered=sum(score.num_answered for score in scores),
         num_questions=sum(score.num_questions for score in scores),
         reason=f"{missing} of {len(scores)} languages missing" if missing else "",
+        metric=scores[0].metric,
     )
+
+
+def seed_notes(settings: Sequence[Setting]) -> list[str]:
+    """Says of which settings a value is a mean over seeds."""
+    several = [f"{one.label} ({len(one.runs)})" for one in settings if len(one.runs) > 1]
+    if not several:
+        return []
+    return [
+        "Mean and standard deviation over runs with different seeds: "
+        f"{', '.join(several)}; their questions are counted once a run."
+    ]
 
 
 def score_settings(
     settings: Sequence[Setting],
     benchmarks: Sequence[str] = (),
     languages: Sequence[str] = (),
+    mode: str | None = None,
 ) -> list[ScoredBenchmark]:
     """Scores all runs of all settings.
 
@@ -165,6 +182,7 @@ def score_settings(
         settings: With different labels.
         benchmarks: Names; empty for all that a run has answers to.
         languages: Codes; empty for all.
+        mode: How answers are read; by default as `lrm eval` reads them.
 
     Raises:
         ConfigError: Two settings have the same label.
@@ -184,7 +202,7 @@ def score_settings(
             f"no run has answers to {', '.join(unknown)}; there are answers to "
             f"{', '.join(there) or 'nothing'}"
         )
-    return [_score_benchmark(name, settings, files, languages) for name in wanted]
+    return [_score_benchmark(name, settings, files, languages, mode) for name in wanted]
 
 
 def _score_benchmark(
@@ -192,6 +210,7 @@ def _score_benchmark(
     settings: Sequence[Setting],
     files: Mapping[Path, Mapping[tuple[str, str], Path]],
     languages: Sequence[str],
+    mode: str | None,
 ) -> ScoredBenchmark:
     own = {
         run: {la: p for (n, la), p in found.items() if n == name} for run, found in files.items()
@@ -204,7 +223,9 @@ def _score_benchmark(
         run: {lang: _open(run, paths.get(lang), name, kind, lang) for lang in langs}
         for run, paths in own.items()
     }
-    scores = {lang: _score_runs({run: one[lang] for run, one in opened.items()}) for lang in langs}
+    scores = {
+        lang: _score_runs({run: one[lang] for run, one in opened.items()}, mode) for lang in langs
+    }
     cells = {
         setting.label: {
             lang: Cell(tuple(scores[lang][run] for run in setting.runs)) for lang in langs
@@ -214,7 +235,7 @@ def _score_benchmark(
     return ScoredBenchmark(name, kind, langs, cells)
 
 
-def _score_runs(opened: Mapping[Path, _Opened]) -> dict[Path, Score]:
+def _score_runs(opened: Mapping[Path, _Opened], mode: str | None) -> dict[Path, Score]:
     """Scores the answers of each run in one language.
 
     All questions that any run was asked are known to be asked, and as many as were judged.
@@ -225,7 +246,7 @@ def _score_runs(opened: Mapping[Path, _Opened]) -> dict[Path, Score]:
         if isinstance(found, RunResult):
             known = {item.question_id: item for item in found.items} | known
             num_questions = max(num_questions, len(known), num)
-    return {run: _score(found, known, num_questions) for run, (found, _) in opened.items()}
+    return {run: _score(found, known, num_questions, mode) for run, (found, _) in opened.items()}
 
 
 def _open(run: Path, path: Path | None, name: str, kind: Kind, lang: str) -> _Opened:
@@ -237,7 +258,9 @@ def _open(run: Path, path: Path | None, name: str, kind: Kind, lang: str) -> _Op
         return str(error), 0
 
 
-def _score(found: RunResult | str, known: Mapping[str, Item], num_questions: int) -> Score:
+def _score(
+    found: RunResult | str, known: Mapping[str, Item], num_questions: int, mode: str | None
+) -> Score:
     if isinstance(found, str):
         return Score(None, num_questions=num_questions, reason=found)
     num_answered = len(found.texts)
@@ -251,10 +274,12 @@ def _score(found: RunResult | str, known: Mapping[str, Item], num_questions: int
         reason = f"{changed:,} questions are worded or answered otherwise than in another run"
     else:
         try:
-            report = found.score()
+            report = found.score(mode)
             interval = report.interval()
-            low, high = interval["low"], interval["high"]
-            return Score(report.headline, low, high, num_answered, num_questions)
-        except DataError as error:
+            return Score(
+                report.headline, interval["low"], interval["high"], num_answered, num_questions,
+                metric=report.headline_name, fidelity=report.fidelity["share"],
+            )  # fmt: skip
+        except UserError as error:  # also of a mode that this set has not
             reason = str(error)
     return Score(None, num_answered=num_answered, num_questions=num_questions, reason=reason)

@@ -34,12 +34,6 @@ CSV_HEADS: Final = (
     "table", "block", "column", "value", "spread", "runs", "answered", "questions", "published",
     "best", "reason",
 )  # fmt: skip
-TITLES: Final = {
-    1: "Table 1: models on multilingual benchmarks",
-    2: "Table 2: agreement of two translations of each benchmark",
-    3: "Table 3: what each task instruction contributes",
-    4: "Table 4: language models with and without the task instructions",
-}
 _LATEX: Final = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
@@ -92,10 +86,11 @@ class Block:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table of the paper.
+    """A table.
 
     Attributes:
-        number: As in the paper.
+        name: Its number in the paper, or the protocol of its figures.
+        title: What it is about.
         labels: Heads of the label columns.
         columns: Heads of the other columns.
         names: The same in words.
@@ -104,18 +99,14 @@ class PaperTable:
         digits: After the point.
     """
 
-    number: int
+    name: str
+    title: str
     labels: tuple[str, ...]
     columns: tuple[str, ...]
     names: tuple[str, ...]
     blocks: tuple[Block, ...]
     notes: tuple[str, ...]
     digits: int = 1
-
-    @property
-    def title(self) -> str:
-        """Its title."""
-        return TITLES[self.number]
 
 
 # title, heads and rows of each block, and notes: the texts of a table in some format
@@ -153,7 +144,9 @@ def _texts(table: PaperTable, escape: Callable[[str], str], bold: str) -> _Texts
         rows = []
         for row in block.rows:
             cells = [text_of(block, row, column) for column in range(len(table.columns))]
-            rows.append([*map(escape, row.labels), *cells, escape(row.counts)])
+            # in a narrow column of its own, so that notes have to say it
+            counts = "" if _is_tall(table) and row.counts == PUBLISHED else row.counts
+            rows.append([*map(escape, row.labels), *cells, escape(counts)])
         own_heads = heads
         if _is_tall(table):
             labels = [row.labels for row in block.rows]
@@ -161,6 +154,7 @@ def _texts(table: PaperTable, escape: Callable[[str], str], bold: str) -> _Texts
             names = map(escape, (*table.names, COUNTS_HEAD))
             columns = zip(*(row[num_labels:] for row in rows), strict=True)
             rows = [[name, *column] for name, column in zip(names, columns, strict=True)]
+            rows = [row for row in rows if any(row[1:])]
         blocks.append((escape(block.title), own_heads, rows))
     notes = [
         f"[{number}] missing: {reason} ({listed(dict.fromkeys(places), '; ')})"
@@ -185,13 +179,17 @@ def print_table(table: PaperTable, console: Console) -> None:
     for title, heads, rows in blocks:
         cells = [[Text.from_markup(text) for text in row] for row in (heads, *rows)]
         columns = zip(*cells, strict=True)
-        fits = console.width >= sum(2 + max(cell.cell_len for cell in col) for col in columns)
+        # a space on either side, and one between columns
+        widths = [3 + max(cell.cell_len for cell in column) for column in columns]
+        fits = console.width >= sum(widths) - 1
         num_labels = _num_labels(table)
         if not fits and not _is_tall(table):
             # a column a row of the table, under its labels
             lines = [[Text("\n").join(row[:num_labels]), *row[num_labels:]] for row in cells[1:]]
             names = map(Text, (" / ".join(table.labels), *table.names, COUNTS_HEAD))
             cells = [list(line) for line in zip(names, *lines, strict=True)]
+            cells[-1] = [Text() if text.plain == PUBLISHED else text for text in cells[-1]]
+            cells = [line for line in cells if any(text.plain for text in line[1:])]
             num_labels = 1
         shown = Table(
             title=title, box=box.SIMPLE_HEAD, title_justify="left", show_edge=False, padding=(0, 1)
@@ -254,7 +252,7 @@ def to_latex(table: PaperTable) -> str:
         r"\bottomrule",
         r"\end{tabular}}",
         rf"\caption{{{latex_escape(table.title)}. {' '.join(notes)}}}",
-        rf"\label{{tab:lrm-{table.number}}}",
+        rf"\label{{tab:lrm-{table.name}}}",
         r"\end{table*}",
     ]
     return "\n".join(lines) + "\n"
@@ -282,7 +280,7 @@ def to_csv(table: PaperTable) -> str:
                     questions = sum(score.num_questions for score in cell.scores)
                     counts = (len(cell.scores), answered, questions, "no")
                 best = "yes" if block.is_best(row, column, table.digits) else "no"
-                head = (table.number, block.title, *row.labels, table.columns[column])
+                head = (table.name, block.title, *row.labels, table.columns[column])
                 writer.writerow((*head, *values, *counts, best, cell.reason))
     return file.getvalue()
 
