@@ -56,7 +56,7 @@ class Request:
         text: Without template. Each `<image>` in it is the place of an image, in order; if there is
             none, the images come before it.
         lang: Its language, which may have a template of its own.
-        images: The images; None for one that is withheld.
+        images: The images; None for one that is withheld. Empty if the question is about none.
         options: Answers to choose from by their likelihood; empty to have it write one.
     """
 
@@ -73,7 +73,7 @@ class Request:
             DataError: The text has places, but not as many as there are images.
         """
         check_places(self.text, len(self.images), repr(self.text[:80]))
-        if DEFAULT_IMAGE_TOKEN in self.text:
+        if DEFAULT_IMAGE_TOKEN in self.text or not self.images:
             return self.text.split(DEFAULT_IMAGE_TOKEN)
         return ["", *["\n"] * (len(self.images) - 1), f"\n{self.text}"]
 
@@ -163,6 +163,7 @@ def load_answerer(
     templates: Templates,
     max_new_tokens: int,
     device: str | None = None,
+    text_only: bool = False,
 ) -> LlavaAnswerer:
     """Loads a checkpoint for evaluation.
 
@@ -172,18 +173,21 @@ def load_answerer(
         templates: Its conversation template.
         max_new_tokens: Longest answer.
         device: `cuda` or `cpu`; by default a GPU where there is one.
+        text_only: Whether it may be a model that takes no images.
 
     Raises:
         CheckpointError: The folder is incomplete, or the model takes no images.
     """
-    parts = load_with_tower(model_path, model_base, device)
+    parts = load_with_tower(model_path, model_base, device, text_only)
     return LlavaAnswerer(*parts, templates, max_new_tokens)
 
 
 def load_with_tower(
-    model_path: Path, model_base: str | None, device: str | None
+    model_path: Path, model_base: str | None, device: str | None, text_only: bool = False
 ) -> tuple[Any, Any, Any]:
     """Loads a checkpoint that takes images: its tokenizer, the model, and its image processor.
+
+    With `text_only` it may be one that takes none; there is no image processor then.
 
     Raises:
         CheckpointError: The folder is incomplete, or the model takes no images.
@@ -195,7 +199,7 @@ def load_with_tower(
     tokenizer, model, image_processor, _ = load_pretrained_model(
         str(model_path), model_base, name, device=device
     )
-    if image_processor is None:
+    if image_processor is None and not text_only:
         raise CheckpointError(f"{model_path} is a text-only model: it has no vision tower")
     return tokenizer, model.eval(), image_processor
 
@@ -203,8 +207,9 @@ def load_with_tower(
 class LlavaAnswerer:
     """Answers with one loaded model.
 
-    A request without an image gets a canvas in the mean colour of the image processor, all zeros
-    once normalised: the prompt stays the same to the last token, and nothing can be seen.
+    A request whose image is withheld gets a canvas in the mean colour of the image processor, all
+    zeros once normalised: the prompt stays the same to the last token, and nothing can be seen. A
+    model of transformers without a tower answers questions about no image.
     """
 
     def __init__(
@@ -231,8 +236,11 @@ class LlavaAnswerer:
         self._ids: dict[tuple[str, str, int], list[int]] = {}
         self._sizes: dict[Path | None, tuple[int, int]] = {}
         self._features = _FeatureCache(FEATURE_CACHE_BYTES)
-        tower = model.get_vision_tower()
-        self._tiling = Tiling.of(model.config, tower.input_size, tower.num_image_tokens)
+        self._is_llava = hasattr(model, "prepare_inputs_labels_for_multimodal")
+        self._tiling: Tiling | None = None
+        if image_processor is not None:
+            tower = model.get_vision_tower()
+            self._tiling = Tiling.of(model.config, tower.input_size, tower.num_image_tokens)
 
     def num_tokens(self, request: Request) -> int:
         """See `Answerer`."""
@@ -245,14 +253,14 @@ class LlavaAnswerer:
         model = self._model
         rows = [self._encode(request) for request in requests]
         features, sizes = self._image_features(requests)
+        images = {} if features is None else {"image_features": features, "image_sizes": sizes}
         self._check_room(requests, rows)
         input_ids, mask = pad_left(rows, self._pad_id)
         with _left_padding(model.config):
             generated = model.generate(
                 input_ids.to(model.device),
                 attention_mask=mask.to(model.device),
-                image_features=features,
-                image_sizes=sizes,
+                **images,
                 do_sample=False,
                 num_beams=1,
                 temperature=None,
@@ -263,7 +271,9 @@ class LlavaAnswerer:
                 pad_token_id=self._pad_id,
                 use_cache=True,
             )
-        return [self._decode(ids) for ids in generated.tolist()]
+        # transformers' own classes return the prompt, too
+        start = 0 if self._is_llava else input_ids.shape[1]
+        return [self._decode(ids) for ids in generated[:, start:].tolist()]
 
     @torch.inference_mode()
     def token_losses(self, requests: Sequence[Request], answers: Sequence[str]) -> list[Tensor]:
@@ -278,18 +288,22 @@ class LlavaAnswerer:
         self._check_room(requests, rows)
         input_ids, mask = (part.to(model.device) for part in pad_left(rows, self._pad_id))
         padded = pad_left(labels, IGNORE_INDEX)[0].to(model.device)
+        positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        if not self._is_llava:
+            found = model(input_ids, attention_mask=mask, position_ids=positions, use_cache=False)
+            wanted = padded[:, 1:] != IGNORE_INDEX
+            return _losses(found.logits[:, :-1][wanted], padded[:, 1:], wanted)
         with _left_padding(model.config):
-            _, _, mask, _, embeds, targets = model.prepare_inputs_labels_for_multimodal(
+            ids, _, mask, _, embeds, targets = model.prepare_inputs_labels_for_multimodal(
                 input_ids, None, mask, None, padded, None, sizes, features
             )
         positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
         hidden = model.get_model()(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
-        ).last_hidden_state[:, :-1]
+            input_ids=ids, inputs_embeds=embeds, attention_mask=mask, position_ids=positions,
+            use_cache=False,
+        ).last_hidden_state[:, :-1]  # fmt: skip
         wanted = targets[:, 1:] != IGNORE_INDEX
-        logits = model.logits_of(hidden[wanted][None])[0].float()
-        losses = torch.nn.functional.cross_entropy(logits, targets[:, 1:][wanted], reduction="none")
-        return list(losses.cpu().split(wanted.sum(1).tolist()))
+        return _losses(model.logits_of(hidden[wanted][None])[0], targets[:, 1:], wanted)
 
     def forget_images(self) -> None:
         """Drops what the tower made of images; the next question about one runs it again."""
@@ -322,6 +336,8 @@ class LlavaAnswerer:
 
     def _num_positions_of(self, request: Request) -> int:
         """Returns the positions that a question's images take in the model."""
+        if self._tiling is None or not request.images:
+            return 0
         if not self._tiling.pinpoints or len(request.images) > 1:
             return len(request.images) * self._tiling.num_positions(None)
         (path,) = request.images
@@ -334,13 +350,16 @@ class LlavaAnswerer:
 
     def _image_features(
         self, requests: Sequence[Request]
-    ) -> tuple[Tensor | list[Tensor], list[tuple[int, int]]]:
+    ) -> tuple[Tensor | list[Tensor] | None, list[tuple[int, int]]]:
         """Returns tower outputs of a batch's N images and their (width, height).
 
-        Outputs are [N, P, D_vision], or N of [tiles, P, D_vision].
+        Outputs are [N, P, D_vision], or N of [tiles, P, D_vision]; None if there is no image.
         """
-        # only the single image of a prompt is cut into tiles
-        keys = [(path, len(request.images) == 1) for request in requests for path in request.images]
+        if not any(request.images for request in requests):
+            return None, []
+        # only the single image of a prompt is cut into tiles; the model wants one of each row
+        shown = [request.images or (None,) for request in requests]
+        keys = [(path, len(images) == 1) for images in shown for path in images]
         missing = [key for key in dict.fromkeys(keys) if key not in self._features]
         found = {key: self._features.get(key) for key in keys if key not in missing}
         for is_alone in (True, False):
@@ -374,9 +393,10 @@ class LlavaAnswerer:
         room = min((limit for limit in limits if limit), default=None)
         for request, row in zip(requests, rows, strict=True):
             num_text, num_image = len(row) - len(request.images), self._num_positions_of(request)
-            what = "the image" if len(request.images) == 1 else f"{len(request.images)} images"
-            said = f"{num_text} tokens with {num_image} for {what}"
-            num_tokens = num_text + num_image
+            num_tokens, said = num_text + num_image, f"{num_text} tokens"
+            if request.images:
+                what = "the image" if len(request.images) == 1 else f"{len(request.images)} images"
+                said += f" with {num_image} for {what}"
             refuse_long_prompt(request.text, said, num_tokens, self._max_new_tokens, room)
 
 
@@ -461,6 +481,18 @@ def read_answer(
     if stop_text.strip() and stop_text in text:
         text, is_stopped = text[: text.index(stop_text)], True
     return Answer(text.strip(), len(kept), "stop" if is_stopped else "length")
+
+
+def _losses(logits: Tensor, targets: Tensor, wanted: Tensor) -> list[Tensor]:
+    """Returns the loss of each wanted target of each row.
+
+    Args:
+        logits: [W, V], of the wanted ones.
+        targets: [B, T].
+        wanted: [B, T] bool, W of them.
+    """
+    losses = torch.nn.functional.cross_entropy(logits.float(), targets[wanted], reduction="none")
+    return list(losses.cpu().split(wanted.sum(1).tolist()))
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from llava.chat_service import (
     ask_each,
 )
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.conversation import conversation_to_dict
+from llava.conversation import AUTO, chat_conversation, conversation_to_dict
 from llava.errors import (
     CheckpointError,
     ConfigError,
@@ -40,11 +40,13 @@ from llava.errors import (
     ExhaustedError,
     RejectedError,
     ServiceError,
+    TemplateError,
 )
 from llava.files import sha256_of
 from llava.images import apply_orientation, open_image
 from llava.mm_utils import get_model_name_from_path
 from llava.model.families import refuse_foreign
+from llava.model.tokenizer import load_tokenizer
 from lrm_ext.evaluate.answerer import (
     Answer,
     Answerer,
@@ -104,12 +106,16 @@ def choose_backend(config: EvalConfig) -> Backend:
     refuse_foreign(described, str(folder))
     # LLaVA's configuration names the tower in a way of its own
     if "mm_vision_tower" in described or "vision_config" not in described:
-        return _llava_backend(config, folder)
+        has_tower = "mm_vision_tower" in described or config.model_base is not None
+        return _llava_backend(config, folder, has_tower)
     return _transformers_backend(config, folder)
 
 
-def _llava_backend(config: EvalConfig, folder: Path) -> Backend:
-    templates = Templates.of_checkpoint(folder, config.conv_mode)
+def _llava_backend(config: EvalConfig, folder: Path, has_tower: bool) -> Backend:
+    if config.text_only and not has_tower and config.conv_mode is None:
+        templates = _own_templates(folder)
+    else:
+        templates = Templates.of_checkpoint(folder, config.conv_mode)
 
     def identity() -> dict[str, Any]:
         return {
@@ -121,9 +127,25 @@ def _llava_backend(config: EvalConfig, folder: Path) -> Backend:
         }
 
     load = partial(
-        load_answerer, folder, config.model_base, templates, config.max_new_tokens, config.device
-    )
+        load_answerer, folder, config.model_base, templates, config.max_new_tokens, config.device,
+        config.text_only,
+    )  # fmt: skip
     return Backend(identity, load)
+
+
+def _own_templates(folder: Path) -> Templates:
+    """Returns the chat template of a language model's tokenizer.
+
+    Raises:
+        ConfigError: There is none that can be used.
+    """
+    try:
+        return Templates(AUTO, chat_conversation(load_tokenizer(str(folder))))
+    except TemplateError as error:
+        raise ConfigError(
+            f"{folder} is a language model whose chat template cannot be used; name one with "
+            f"--conv-mode, such as that of the model which was tuned from it ({error})"
+        ) from error
 
 
 def local_folder(model: Path) -> Path:
@@ -258,9 +280,10 @@ class TransformersAnswerer:
         mean = getattr(self._processor.image_processor, "image_mean", None) or (0.5, 0.5, 0.5)
         images = [[open_or_blank(path, mean) for path in request.images] for request in requests]
         has_several = any(len(own) != 1 for own in images)
+        # processors take one list of images if each prompt has one
+        shown: Any = images if has_several else [own[0] for own in images]
         inputs = self._processor(
-            # processors take one list of images if each prompt has one
-            images=images if has_several else [own[0] for own in images],
+            images=shown if any(images) else None,
             text=prompts,
             padding=True,
             return_tensors="pt",

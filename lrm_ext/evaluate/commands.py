@@ -70,6 +70,9 @@ def evaluate(
     skip_missing_images: bool = typer.Option(
         False, "--skip-missing-images", help="Questions without their image are wrong, counted."
     ),
+    text_only: bool = typer.Option(
+        False, "--text-only", help="Ask sets without images; the model may be one without a tower."
+    ),
     rank: str = typer.Option(
         None, help="Rank options by likelihood, as SEED-Bench's owner does: mean or sum of tokens."
     ),
@@ -88,6 +91,7 @@ def evaluate(
         max_new_tokens=max_new_tokens, out_dir=out, benchmark_dir=benchmark_dir,
         conv_mode=conv_mode, device=device, fresh=fresh, skip_missing_images=skip_missing_images,
         base_url=base_url, max_tokens_field=max_tokens_field, temperature=temperature, rank=rank,
+        text_only=text_only,
     )  # fmt: skip
     _evaluate(config, table)
 

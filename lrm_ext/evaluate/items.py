@@ -23,7 +23,7 @@ from llava.files import convert
 from lrm_ext.languages.registry import Language, answer_request
 
 LETTERS: Final = OPTION_LETTERS
-AnswerType = Annotated[str, msgspec.Meta(pattern="^(yesno|text|letter|caption)$")]
+AnswerType = Annotated[str, msgspec.Meta(pattern="^(yesno|text|letter|caption|number)$")]
 Text = Annotated[str, msgspec.Meta(pattern=r"\S")]
 """A text that is not empty."""
 
@@ -34,7 +34,8 @@ class Item:
 
     Attributes:
         question_id: Unique within its file; the same question has the same id in every language.
-        image: Path of the image, relative to the benchmark's image folder, or of several.
+        image: Path of the image, relative to the benchmark's image folder, or of several; () for a
+            question about none.
         text: What the model is asked. Each `<image>` in it is the place of an image, in order; if
             there is none, the images come before it.
         category: The task that it belongs to.
@@ -42,7 +43,7 @@ class Item:
             the benchmark keeps the letters back, or if a judge compares answers by what is in
             `extra`: such a question can be asked, but not scored.
         lang: Language code of the question.
-        answer_type: `yesno`, `text`, `letter` or `caption`.
+        answer_type: `yesno`, `text`, `letter`, `caption` or `number`.
         options: Texts of the options A, B, ...
         answers: Every accepted answer of a free question, if there are several.
         question: The question alone, if `text` has options and an instruction, too.
@@ -113,9 +114,7 @@ class Item:
         if isinstance(record.get("question_id"), int):
             record = {**record, "question_id": str(record["question_id"])}
         if isinstance(images := record.get("image"), list):
-            if not images:
-                raise DataError(f"{name}: image is []; expected a path, or a list of paths")
-            record = {**record, "image": images if len(images) > 1 else images[0]}
+            record = {**record, "image": images[0] if len(images) == 1 else images}
         try:
             item = convert(record, cls, name)
         except ConfigError as error:
@@ -217,7 +216,11 @@ def limit_items(items: Sequence[Item], limit: int | None) -> list[Item]:
     """
     if limit is None or limit >= len(items):
         return list(items)
-    per_image = Counter(item.image_name for item in items)
+
+    def drawn(item: Item) -> str:
+        return item.image_name or item.question_id
+
+    per_image = Counter(map(drawn, items))
     chosen: set[str] = set()
     num_items = 0
     for image in sorted(per_image, key=lambda image: hashlib.sha256(image.encode()).digest()):
@@ -225,7 +228,7 @@ def limit_items(items: Sequence[Item], limit: int | None) -> list[Item]:
             break
         chosen.add(image)
         num_items += per_image[image]
-    return [item for item in items if item.image_name in chosen]
+    return [item for item in items if drawn(item) in chosen]
 
 
 Prompt = Callable[[str, str, Sequence[str], Language], str]

@@ -27,6 +27,7 @@ from lrm_ext.evaluate.reading import (
     AnswerWords,
     Rule,
     infer_local,
+    last_numbers,
     matches_text,
     normalise,
     parse_yes_no,
@@ -83,7 +84,7 @@ class Verdict(Judgement):
     Attributes:
         key: The question.
         category: Its task.
-        answer_type: `yesno`, `text`, `letter` or `caption`.
+        answer_type: `yesno`, `text`, `letter`, `caption` or `number`.
         gold: The expected answer, as `parsed` would say it.
         empty: Whether there was no text at all.
         unit: The unit of the bootstrap: the image, or the question with its rotations.
@@ -142,7 +143,7 @@ def gold_of(item: Item, words: AnswerWords) -> str:
             f"question {item.question_id}: its answer is kept back by the benchmark's owner, "
             "so it cannot be scored here; export the answers and upload them there"
         )
-    if item.answer_type in ("text", "caption"):
+    if item.answer_type in ("text", "caption", "number"):
         return text_key(item.answer)
     if item.answer_type == "letter":
         return item.answer
@@ -204,6 +205,11 @@ def judge_locally(item: Item, text: str, reading: Reading, rule: Rule = "mme") -
             answer_lang = _prose_or(text, lang, OTHER)
         return Judgement(answer.label, correct, answer_lang, answer.by_default)
     written_in = item.answer_lang or item.lang
+    if item.answer_type == "number":
+        numbers = last_numbers(text, written_in)
+        correct = bool(numbers & last_numbers(item.answer))
+        parsed = str(min(numbers)) if numbers else OTHER
+        return Judgement(parsed, correct, _prose_or(text, lang, NEUTRAL))
     golds = item.answers or (item.answer,)
     correct = any(matches_text(text, answer, written_in) for answer in golds)
     answer_lang = text_language(text, written_in, reading.native, reading.english)

@@ -122,6 +122,7 @@ class SetMapping(_Table, frozen=True, kw_only=True):
         official: The owner's scoring rule, beside our own; "" for none.
         judge: The rubric that a model judges the answers by; "" for none.
         answer_type: See `Item`.
+        text_only: Its questions are about no image.
         answers_in: The language of the answers, if it is not the question's.
         languages: What the set calls each of our languages; several names are divided by `|`.
         files: Where its files are.
@@ -141,6 +142,7 @@ class SetMapping(_Table, frozen=True, kw_only=True):
     official: str = ""
     judge: Literal["", "xchat", "llava-bench", "alm-bench", "ayavisionbench", "wildvision"] = ""
     answer_type: AnswerType
+    text_only: bool = False
     answers_in: str = ""
     languages: dict[str, str]
     files: SetFiles
@@ -406,7 +408,7 @@ class _Reader:
         check_places(text, len(images), f"{mapping.name}: {name}")
         item = Item(
             question_id=number,
-            image=images if len(images) > 1 else images[0],
+            image=images[0] if len(images) == 1 else images,
             text=text,
             category=self._text(row, columns.category, name, optional=True) or mapping.name,
             answer=answers[0],
@@ -494,7 +496,7 @@ class _Reader:
             match = re.search(pattern, text)
             text = match[match.lastindex or 0] if match else ""
         known: Mapping[str, str] = columns.answer_names
-        if answer_type in ("text", "caption"):
+        if answer_type in ("text", "caption", "number"):
             if not text or (known and text not in known):
                 wanted = f"one of {', '.join(known)}" if known else "an answer"
                 raise DataError(f"{where}: {path} is {value!r}; expected {wanted}")
@@ -559,6 +561,8 @@ class _Reader:
                 numbered = {place: name for name, place in places.items()}
                 if is_apart and len(numbered) > 1:
                     return names, [pattern.sub(DEFAULT_IMAGE_TOKEN, text) for text in texts]
+        if not numbered and self._mapping.text_only:
+            return [], texts
         if not numbered:
             wanted = ", ".join(columns.image) or columns.image_pattern
             raise DataError(f"{where}: no image; expected one in {wanted}. Found: {', '.join(row)}")

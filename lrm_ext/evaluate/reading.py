@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import cache
 from typing import Final, Literal
 
@@ -54,6 +55,9 @@ _WORD = regex.compile(f"{_IN_WORD}+")
 _NOT_ASCII_DIGIT = re.compile(r"[^\D0-9]")
 _ASCII_WORD = re.compile(r"[a-z]+")
 _SPACES = re.compile(r"\s+")
+# with what separates groups of digits, or a fraction; a minus is no hyphen between two words
+_NUMBER = re.compile(r"(?:(?<!\w)-)?\d+(?:(?:[.,']\d+)|(?: \d{3}(?!\d)))*")
+_ARABIC_SEPARATORS = str.maketrans("\u066b\u066c", ".,")
 # Scripts whose marks do not make other letters: accents in Latin and Greek, vowel points in Arabic
 # and Hebrew. In Cyrillic they do (short i), and in the scripts of India they are vowels.
 _OPTIONAL_MARKS: Final = ("LATIN", "GREEK", "ARABIC", "HEBREW")
@@ -321,6 +325,33 @@ def matches_text(answer: str, gold: str, lang: str = ENGLISH) -> bool:
     """
     wanted = romanise(text_key(gold), lang)
     return wanted in {romanise(key, lang) for key in _answer_keys(answer)} - {""}
+
+
+def last_numbers(text: str, lang: str = ENGLISH) -> frozenset[Decimal]:
+    """Returns what the last number of a text may be, in the digits of any script.
+
+    It has two values where English and the language separate groups of digits otherwise.
+
+    Args:
+        text: What the model wrote.
+        lang: Its language.
+
+    Example:
+        >>> sorted(map(str, last_numbers("18 eggs, so 1.080 in all", "hr")))
+        ['1.080', '1080']
+    """
+    from babel import UnknownLocaleError
+    from babel.numbers import NumberFormatError, parse_decimal
+
+    found = _NUMBER.findall(normalise(text.translate(_ARABIC_SEPARATORS)))
+    last = re.sub("[' ]", "", found[-1]) if found else ""
+    values: set[Decimal] = set()
+    for locale in (lang, ENGLISH):
+        try:
+            values.add(parse_decimal(last, locale.replace("-", "_"), strict=True))
+        except (NumberFormatError, UnknownLocaleError, ValueError):
+            continue
+    return frozenset(values)
 
 
 def text_language(answer: str, lang: str, native: Collection[str], english: Collection[str]) -> str:

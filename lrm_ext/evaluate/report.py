@@ -441,7 +441,7 @@ def _examples(
             sources = first.image_paths(item)
             image = " + ".join(map(os.path.relpath, sources))
             is_asked = item.question_id not in first.unasked
-            if item.answer_type != answer_type or not is_asked:
+            if item.answer_type != answer_type or not (is_asked and sources):
                 continue
             if image in [example.image for example in examples]:
                 continue

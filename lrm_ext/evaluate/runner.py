@@ -85,6 +85,7 @@ class EvalConfig:
         temperature: Ask the service for temperature 0; False leaves it to the service.
         skip_missing_images: Do not ask about images that are missing or broken; those questions
             are wrong, and counted.
+        text_only: Ask questions about no image; the model need not take any.
         rank: Rank options by their likelihood, by the `mean` or `sum` over their tokens; None to
             have answers written.
     """
@@ -106,6 +107,7 @@ class EvalConfig:
     max_tokens_field: str | None = None
     temperature: bool = True
     skip_missing_images: bool = False
+    text_only: bool = False
     rank: str | None = None
 
     @property
@@ -189,7 +191,7 @@ def run_evaluation(
     ranks.barrier()
     pending = [
         (qs, blind, items)
-        for blind in ((False, True) if config.blind else (False,))
+        for blind in ((False, True) if config.blind and not config.text_only else (False,))
         for qs in sets
         if (items := _unanswered(config.predictions_dir, qs, blind))
     ]
@@ -397,6 +399,7 @@ def load_questions(config: EvalConfig) -> list[QuestionSet]:
             raise DataError(f"benchmark {name}: no <lang>.jsonl in {benchmark.folder}")
         for lang in languages:
             items = benchmark.read(lang)
+            _check_images(items, benchmark, config.text_only)
             keys = frozenset(item.question_id for item in items)
             chosen = limit_items(items, config.limit)
             if config.rank is not None:
@@ -429,6 +432,17 @@ def load_questions(config: EvalConfig) -> list[QuestionSet]:
         "as wrong:%s", len(bad), sum(len(qs.unasked) for qs in sets), shown,
     )  # fmt: skip
     return sets
+
+
+def _check_images(items: Sequence[Item], benchmark: Benchmark, text_only: bool) -> None:
+    """Refuses questions about no image unless those are asked for, and then those about one."""
+    others = [item.question_id for item in items if bool(item.images) == text_only]
+    if not others:
+        return
+    where = f"{benchmark.name}: {len(others)} of {len(items)} questions, such as {others[0]},"
+    if text_only:
+        raise DataError(f"{where} are about an image; leave out --text-only")
+    raise DataError(f"{where} are about no image; ask such sets with --text-only")
 
 
 def _bare(item: Item, benchmark: str) -> Item:

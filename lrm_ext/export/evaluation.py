@@ -561,9 +561,9 @@ def export_dataset(
             f"{benchmark.folder}: {len(missing)} images are missing "
             f"({', '.join(missing[:_NUM_SHOWN])}); expected them in {benchmark.image_root}"
         )
-    if several := [item.question_id for item in every if len(item.images) > 1]:
+    if several := [item.question_id for item in every if len(item.images) != 1]:
         raise DataError(
-            f"{benchmark.folder}: {len(several)} questions have several images "
+            f"{benchmark.folder}: {len(several)} questions have several images or none "
             f"({', '.join(several[:_NUM_SHOWN])}); a row of the dataset has one"
         )
     schema = _schema()
