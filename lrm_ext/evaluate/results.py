@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -56,6 +57,7 @@ ENGLISH: Final = "en"
 NUM_SHOWN: Final = 5
 _BLIND: Final = ".blind.jsonl"
 _DIGEST_CHARS: Final = 16
+_ANSWER_TYPE: Final = re.compile("/(yesno|text|letter|caption)/")
 _StoredKey = tuple[str, str, bool, str]
 
 
@@ -558,7 +560,7 @@ def read_answered(
         texts=texts,
         lang=found_lang,
         version=version or found_version,
-        prompt_id=_one_of(records, "prompt_id", path),
+        prompt_id=_prompt_id(records, path),
         cut_keys=frozenset(k for k, (_, r) in pairs if r.get("finish_reason") == "length"),
         num_twice=len(keys) - len(texts),
     )
@@ -584,6 +586,16 @@ def _one_of(records: Sequence[tuple[str, Mapping[str, Any]]], field: str, path: 
         shown = ", ".join(f"{value} ({number} lines)" for value, number in values.items())
         raise DataError(f"{path}: the lines are of several values of {field}: {shown}; split it")
     return next(iter(values), "")
+
+
+def _prompt_id(records: Sequence[tuple[str, Mapping[str, Any]]], path: Path) -> str:
+    """Returns the prompt of all lines; `*` in place of the answer's type where there are several.
+
+    Yes/no questions among free ones are asked in the same style.
+    """
+    stated = {str(record["prompt_id"]) for _, record in records if record.get("prompt_id")}
+    styles = {_ANSWER_TYPE.sub("/*/", one) for one in stated}
+    return styles.pop() if len(stated) > len(styles) == 1 else _one_of(records, "prompt_id", path)
 
 
 def _own_keys(records: Sequence[tuple[str, Mapping[str, Any]]], kind: Kind) -> list[str]:

@@ -89,6 +89,19 @@ def test_xgqa_is_asked_in_one_language_and_answered_in_english(tmp_path, importe
     assert (report.fidelity["in_language"], report.fidelity["decided"]) == (1, 2), "expected in en"
 
 
+def test_a_file_of_answers_has_one_prompt_style(tmp_path):
+    """Yes/no questions among free ones are not of another; the question alone is."""
+    rows = [
+        {"question_id": str(n), "text": text, "gold": text, "prompt_id": f"llava/{kind}/en"}
+        for n, (text, kind) in enumerate([("Yes", "yesno"), ("dog", "text"), ("cat", "text")])
+    ]
+    report = score_file("xgqa", files.write_lines(tmp_path / "a.jsonl", rows))
+    assert (report.headline, report.prompt_id) == (100, "llava/*/en")
+    rows[2]["prompt_id"] = "question/text/en"
+    with pytest.raises(DataError, match="several values of prompt_id"):
+        score_file("xgqa", files.write_lines(tmp_path / "b.jsonl", rows))
+
+
 def test_maxm_has_several_accepted_answers(tmp_path, imported):
     content = {
         "dataset": "maxm", "split": "fr",
