@@ -14,8 +14,8 @@ MODULES = {
     "scikit-learn": "sklearn",
     "fonttools": "fontTools",
 }
-INSTALLED_BY_HAND = {"vllm", "sglang", "xformers", "flash_attn", "pycocoevalcap", "comet"}
-"""Optional packages that pin their own torch, or need a compiler or Java."""
+INSTALLED_BY_HAND = {"vllm", "sglang", "xformers", "flash_attn", "comet"}
+"""Optional packages that pin their own torch, or need a compiler."""
 PART_OF_ANOTHER = {"pydantic_core"}
 """Modules of packages that a declared package brings and documents as its own."""
 USED_BY_NAME = {

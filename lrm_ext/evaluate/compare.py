@@ -173,7 +173,12 @@ def _score_pair(name: str, lang: str, path_a: Path, path_b: Path, mode: str | No
     Raises:
         DataError: The questions or their expected answers differ.
     """
-    kind = stated_kind(path_a)
+    kind, other = stated_kind(path_a), stated_kind(path_b)
+    if kind.mode_for(lang, mode) in kind.beside and other.beside and other is not kind:
+        raise DataError(
+            f"{path_a} and {path_b}: their questions name different rules of an owner, so they "
+            "cannot be compared by one; compare them as local"
+        )
     first, second = (open_result(path, name, lang, kind=kind) for path in (path_a, path_b))
     versions = (first.answered.version, second.answered.version)
     if all(versions) and versions[0] != versions[1]:
@@ -345,12 +350,13 @@ def comparison_table(result: BenchmarkComparison, width: int, is_short: bool = F
         is_short: Rows of the languages in which B-A is least alone, and of scripts for the rest.
     """
     padding, is_wide = ((0, 1), True) if width >= _WIDE_COLUMNS else (0, False)
+    modes = dict.fromkeys(one.mode for one in result.languages)
     numbers = ("A", "B", "B-A", "95 %", "p", "McNemar", "asked", "needed")
     table = Table(
         Column("language", no_wrap=True),
         *(Column(head, justify="right", no_wrap=True) for head in numbers),
         Column("B is", no_wrap=is_wide),
-        title=f"{result.name}: {result.headline}"
+        title=f"{result.name}: {result.headline}, read as {'/'.join(modes)}"
         + (f", least B-A of {len(result.languages)} languages" if is_short else ""),
         box=box.SIMPLE_HEAD,
         title_justify="left",

@@ -32,6 +32,7 @@ from lrm_ext.evaluate.registry import (
     DESCRIPTION_FILE,
     IMAGES_DIR,
     read_description,
+    scored_by,
     version_of,
     write_folder,
 )
@@ -64,7 +65,7 @@ def kind_of(name: str) -> Kind:
         ConfigError: There is none of this name.
     """
     mapping = find_mapping(name)
-    kind = find_kind(mapping.kind if mapping else name)
+    kind = find_kind(scored_by(mapping.kind, mapping.official) if mapping else name)
     if kind is None:
         raise ConfigError(
             f"unknown benchmark {name!r}; choose from {', '.join((*PAPER, *set_names()))}, or "

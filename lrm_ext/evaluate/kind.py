@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from lrm_ext.evaluate.official import Files
 
 LOCAL: Final = "local"
+OFFICIAL: Final = "official"
 UNPARSED: Final = frozenset({"other", "unparsed"})
 MISSING: Final = "missing"
 NUM_SHOWN: Final = 5
@@ -67,6 +68,7 @@ class Judgement:
         by_default: It is `yes` only because nothing in it negates.
         ambiguous: A Cyrillic letter was read by its shape and could be another by its place.
         value: How good it is, 0 to 1, if that is more than right or wrong.
+        guessed: It could not be read, and an owner's rule guessed a letter.
     """
 
     parsed: str
@@ -75,6 +77,7 @@ class Judgement:
     by_default: bool = False
     ambiguous: bool = False
     value: float | None = None
+    guessed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,6 +394,8 @@ class Kind:
         details: All other scores, by name, from the same arguments.
         outcomes: Whether each question is right, if a question is more than one verdict.
         aliases: Modes that are the same as another.
+        headlines: What the number is in modes where it is another.
+        beside: Modes that are reported beside `local` in every language.
         refused: Modes that cannot be had from texts, and why.
         golds: The letters that are expected answers; empty if the benchmark has no letters.
         check_together: Refuses questions that do not belong together as they must; its second
@@ -416,6 +421,8 @@ class Kind:
     details: Callable[[Sequence[Item], Sequence[Verdict], str], dict[str, Any]]
     outcomes: Callable[[Sequence[Item], Sequence[Verdict]], dict[str, bool]] | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
+    headlines: Mapping[str, str] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
     golds: Collection[str] = ()
     check_together: Callable[[Sequence[Item], bool], int] = lambda items, allow_missing: 0

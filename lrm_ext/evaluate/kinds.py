@@ -7,14 +7,20 @@ it joins by its line in `KINDS`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache, partial
 from typing import Any, Final
 
-from llava.errors import ConfigError
+from llava.errors import ConfigError, DataError
+from llava.eval.records import without_thinking
 from lrm_ext.evaluate.items import Item
 from lrm_ext.evaluate.kind import (
     LOCAL,
+    MISSING,
+    OFFICIAL,
     Array,
+    Judge,
     Judgement,
     Kind,
     Reading,
@@ -28,11 +34,17 @@ from lrm_ext.evaluate.kind import (
     share,
     shares_by,
 )
+from lrm_ext.evaluate.metrics import CIDER, RULES, OwnerRule, bleu_and_rouge, chrf, cider
 from lrm_ext.evaluate.mmbench import MMBENCH
 from lrm_ext.evaluate.mme import MME
 from lrm_ext.evaluate.pope import POPE
 from lrm_ext.evaluate.reading import OTHER
 from lrm_ext.evaluate.seed_bench import SEED_BENCH
+
+HALF: Final = 0.5  # of a graded answer that counts as right, question by question
+_NO_RULE: Final = {
+    OFFICIAL: "no rule of an owner is named (`official = ...` in the set's mapping file)"
+}
 
 
 def _answer_details(
@@ -54,33 +66,30 @@ ANSWERS: Final = Kind(
     default_mode=LOCAL,
     count=count_accuracy,
     details=_answer_details,
+    refused=_NO_RULE,
 )
 
 
-def _judge_caption(item: Item, text: str, reading: Reading) -> Judgement:
-    """Says how much of a caption's character n-grams are those of the references, 0 to 1 (chrF)."""
+def _judge_caption(item: Item, text: str, reading: Reading, is_scored: bool = True) -> Judgement:
+    """Says how much of a caption's character n-grams are those of the references, 0 to 1 (chrF).
+
+    Args:
+        item: The request.
+        text: The caption.
+        reading: The language of the request.
+        is_scored: False to leave the value out.
+    """
     text = final_answer(text)
-    value = chrf(text, item.answers or (item.answer,))
+    value = chrf(text, _golds(item)) if is_scored else None
     lang = language_of_prose(text, reading.lang) if text.strip() else OTHER
     return Judgement(text.strip(), False, lang, value=value)
 
 
-def chrf(text: str, references: Sequence[str]) -> float:
-    """Returns chrF of a text against the nearest of several references, 0 to 1.
-
-    Raises:
-        ConfigError: sacrebleu is not installed.
-    """
-    try:
-        from sacrebleu import sentence_chrf
-    except ImportError as error:
-        raise ConfigError(
-            "captions are scored with sacrebleu: pip install 'lrm-llava[translate]'"
-        ) from error
-    return float(sentence_chrf(text, list(references)).score) / 100
+def _golds(item: Item) -> tuple[str, ...]:
+    return item.answers or (item.answer,)
 
 
-def _count_captions(items: Sequence[Item], verdicts: Sequence[Verdict], mode: str) -> UnitCounts:
+def _count_values(items: Sequence[Item], verdicts: Sequence[Verdict], mode: str) -> UnitCounts:
     return gather(((v.unit, "", {0: v.value or 0.0, 1: 1.0}) for v in verdicts), 2, _mean)
 
 
@@ -103,9 +112,110 @@ CAPTIONS: Final = Kind(
     answer_type="caption",
     modes={LOCAL: _judge_caption},
     default_mode=LOCAL,
-    count=_count_captions,
+    count=_count_values,
     details=_caption_details,
+    refused=_NO_RULE,
 )
+
+
+@cache
+def _by_owner(base_name: str, name: str) -> Kind:
+    """Returns a kind with a mode `official`, which reads by an owner's rule in every language.
+
+    Raises:
+        ConfigError: There is no such rule for the kind.
+    """
+    base = KINDS[base_name]
+    known = [one for one in RULES if (one == CIDER) == (base is CAPTIONS)]
+    if base not in (ANSWERS, CAPTIONS) or name not in known:
+        raise ConfigError(
+            f"official = {name!r}: {base_name} has no such rule of an owner; choose from "
+            f"{', '.join(known)} (for answers or captions)"
+        )
+    rule, count = RULES[name], base.count
+    details: Callable[..., dict[str, Any]] = partial(_owner_details, rule=rule, base=base)
+    judge: Judge = partial(_judge_by_owner, rule=rule, name=name)
+    if base is CAPTIONS:
+        count, details = _count_cider, _corpus_details
+        judge = partial(_judge_caption, is_scored=False)
+    elif rule.is_graded:
+        count = _count_values
+
+    def named(items: Sequence[Item], verdicts: Sequence[Verdict], mode: str) -> dict[str, Any]:
+        return {"rule": name, **details(items, verdicts, mode)}
+
+    own = {LOCAL: (base.count, base.details), OFFICIAL: (count, named)}
+    return replace(
+        base,
+        modes={**base.modes, OFFICIAL: judge},
+        headlines={OFFICIAL: rule.headline},
+        beside=(OFFICIAL,),
+        count=lambda items, verdicts, mode: own[mode][0](items, verdicts, mode),
+        details=lambda items, verdicts, mode: own[mode][1](items, verdicts, mode),
+        refused={},
+    )
+
+
+def _judge_by_owner(
+    item: Item, text: str, reading: Reading, *, rule: OwnerRule, name: str
+) -> Judgement:
+    """Reads an answer by an owner's rule.
+
+    Raises:
+        DataError: The rule reads letters, and the question has no options, or they are not known.
+    """
+    text = without_thinking(text)
+    lang = judge_locally(item, text, reading).answer_lang
+    if rule.pick is not None and item.answer_type == "letter":
+        if item.options:
+            letter, guessed = rule.pick(text, item.lettered(), item.question_id)
+            return Judgement(letter or OTHER, letter == item.answer, lang, guessed=guessed)
+    elif rule.value is not None:
+        value = float(rule.value(text, _golds(item)))
+        return Judgement(text.strip(), value >= HALF, lang, value=value if rule.is_graded else None)
+    raise DataError(
+        f"question {item.question_id}: rule {name} of the set's owner reads letters of options, "
+        "and none are known; name the questions with --data, or read open ones as local"
+    )
+
+
+def _owner_details(
+    items: Sequence[Item], verdicts: Sequence[Verdict], mode: str, *, rule: OwnerRule, base: Kind
+) -> dict[str, Any]:
+    """Returns what owners report beside their score, and the seed if they guess."""
+    found = base.details(items, verdicts, mode)
+    if rule.value is not None:
+        pairs = zip(items, verdicts, strict=True)
+        found["exact_match"] = share(verdict.parsed in _golds(item) for item, verdict in pairs)
+    if rule.pick is not None:
+        read = [v.correct for v in verdicts if not v.guessed and v.parsed not in (OTHER, MISSING)]
+        found["accuracy_of_read"] = share(read) if read else None
+        found["format_error_share"] = 1 - len(read) / len(verdicts)
+    if rule.seed is not None:
+        found["seed"] = rule.seed
+    return found
+
+
+def _captions(
+    items: Sequence[Item], verdicts: Sequence[Verdict]
+) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Returns captions, empty where there is none, and the references of each."""
+    texts = ["" if v.missing or v.refused else v.parsed for v in verdicts]
+    return texts, [_golds(item) for item in items]
+
+
+def _count_cider(items: Sequence[Item], verdicts: Sequence[Verdict], mode: str) -> UnitCounts:
+    """Counts CIDEr; the frequencies of words are those of the whole set on every draw."""
+    values = cider(*_captions(items, verdicts))
+    rows = ((v.unit, "", {0: x, 1: 1.0}) for v, x in zip(verdicts, values, strict=True))
+    return gather(rows, 2, _mean)
+
+
+def _corpus_details(
+    items: Sequence[Item], verdicts: Sequence[Verdict], mode: str
+) -> dict[str, Any]:
+    return bleu_and_rouge(*_captions(items, verdicts))
+
 
 KINDS: Final = {
     "mme": MME,
@@ -120,8 +230,18 @@ _ALIASES: Final = {"seed": "seed_bench", "seed-bench": "seed_bench", "seedbench"
 
 
 def find_kind(name: str) -> Kind | None:
-    """Returns a kind by its name; None if there is none of this name."""
-    return KINDS.get(_ALIASES.get(name, name))
+    """Returns a kind by its name, with an owner's rule after a colon; None if there is none.
+
+    Raises:
+        ConfigError: There is no such rule.
+
+    Example:
+        >>> list(find_kind("answers:substring").modes)
+        ['local', 'official']
+    """
+    base, _, rule = name.partition(":")
+    kind = KINDS.get(_ALIASES.get(base, base))
+    return _by_owner(kind.name, rule) if kind is not None and rule else kind
 
 
 def get_kind(name: str) -> Kind:

@@ -42,7 +42,7 @@ class Benchmark:
         name: Its name in file names and reports.
         folder: Holds `<lang>.jsonl`.
         image_root: Folder that the image paths in them are relative to.
-        kind: Whose rules score it (see `kinds.py`); None for accuracy by the local rules.
+        kind: Whose rules score it, as `scored_by` names them; None for accuracy by the local rules.
         versions: What the questions of each language are called, if that is known.
         prompt: Style of the prompts, if that is known.
     """
@@ -96,7 +96,16 @@ def open_folder(name: str, folder: Path) -> Benchmark:
     described = read_description(folder)
     versions = {lang: str(file.get("version", "")) for lang, file in described["files"].items()}
     root = Path(os.path.normpath(folder.resolve() / described["image_root"]))
-    return Benchmark(name, folder, root, described["kind"], versions, described["prompt"])
+    rules = sorted({file.get("official", "") for file in described["files"].values()} - {""})
+    if len(rules) > 1:
+        raise DataError(f"{folder}: its languages name the rules {', '.join(rules)}; expected one")
+    kind = scored_by(described["kind"], "".join(rules))
+    return Benchmark(name, folder, root, kind, versions, described["prompt"])
+
+
+def scored_by(kind: str, official: str) -> str:
+    """Names the rules of a set: its kind and, after a colon, the owner's rule if it has one."""
+    return f"{kind}:{official}" if official else kind
 
 
 def get_benchmark(name: str, folder: Path | None = None) -> Benchmark:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import platform
 import shutil
@@ -22,7 +23,7 @@ import msgspec
 import regex
 
 import lrm_ext
-from llava.errors import DataError
+from llava.errors import DataError, UserError
 from llava.eval.m4c_evaluator import edit_distance
 from llava.eval.records import read_json_lines
 from llava.files import write_atomically, writing
@@ -39,6 +40,7 @@ from lrm_ext.languages import get_language
 if TYPE_CHECKING:
     from lrm_ext.evaluate.runner import EvalConfig, QuestionSet
 
+log = logging.getLogger(__name__)
 REPORT_FILE: Final = "report.json"
 FORMAT_VERSION: Final = 1
 CLOSED: Final = ("yesno", "letter")
@@ -189,6 +191,11 @@ class BenchmarkResult:
         """The first of its headlines; None if it has none but accuracy."""
         return next((headline for r in self.languages for headline in r.headlines), None)
 
+    @property
+    def headline_names(self) -> tuple[str, ...]:
+        """What its headlines are: those of different names are not in one table."""
+        return tuple(dict.fromkeys(one.name for r in self.languages for one in r.headlines))
+
     def english(self) -> LanguageResult | None:
         """Returns the English result, if English was asked."""
         return next((r for r in self.languages if r.lang == ENGLISH), None)
@@ -205,7 +212,7 @@ class EvalReport:
     Attributes:
         model_path: The checkpoint, as it was named on the command line.
         model_id: Its name.
-        mode: How answers were read.
+        mode: How answers were read; headlines say their own.
         limit: About how many questions per benchmark and language were asked; None for all.
         command: The command line that made the report.
         environment: Versions of what ran.
@@ -403,11 +410,19 @@ def _headlines(result: RunResult) -> tuple[Headline, ...]:
     """Returns the figure of the paper's tables in each mode of interest.
 
     English answers are read by the English scorers' rules and, for comparison, by the rules for any
-    language; other languages by the latter only.
+    language; other languages by the latter only. Where a set's owner has a rule, all are read by
+    it, too; a package or options that it lacks cost its row alone.
     """
     headlines: list[Headline] = []
-    for mode in dict.fromkeys((result.kind.mode_for(result.lang), LOCAL)):
-        report = result.score(mode)
+    kind = result.kind
+    for mode in dict.fromkeys((kind.mode_for(result.lang), LOCAL, *kind.beside)):
+        try:
+            report = result.score(mode)
+        except UserError as error:
+            if mode not in kind.beside:
+                raise
+            log.warning("%s %s: no row %s: %s", result.benchmark, result.lang, mode, error)
+            continue
         found = report.interval()
         headlines.append(
             Headline(

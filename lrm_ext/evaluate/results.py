@@ -238,7 +238,7 @@ class RunResult:
             lang=lang,
             mode=mode,
             headline=units.score(),
-            headline_name=kind.headline,
+            headline_name=kind.headlines.get(mode, kind.headline),
             details=kind.details(items, verdicts, mode),
             counts=count_answers(verdicts, num_missing, self.answered.cut_keys),
             fidelity=count_fidelity(verdicts, items[0].answer_lang or lang),
@@ -257,6 +257,8 @@ class RunResult:
             path.parent.parent / SCORES_FILE
         ).items():
             if (name, lang) != (self.benchmark, self.lang) or mode not in self.kind.modes:
+                continue
+            if mode in self.kind.beside:  # the set may name another rule since
                 continue
             answers = path.with_name(path.stem + _BLIND) if blind else path
             found = by_state.get(state_of(answers, lang), {})
@@ -477,6 +479,7 @@ def count_answers(
     """
     missing = sum(verdict.missing for verdict in verdicts)
     refused = sum(verdict.refused for verdict in verdicts)
+    guessed = sum(verdict.guessed for verdict in verdicts)
     return {
         "questions": len(verdicts) + num_missing,
         "answered": len(verdicts) - missing - refused,
@@ -488,6 +491,8 @@ def count_answers(
         "unparsed": sum(verdict.parsed in UNPARSED for verdict in verdicts),
         "default_yes": sum(verdict.by_default for verdict in verdicts),
         "ambiguous_cyrillic": sum(verdict.ambiguous for verdict in verdicts),
+        # only owners' rules guess
+        **({"guessed": guessed} if guessed else {}),
         "answer_lang": dict(
             Counter(v.answer_lang for v in verdicts if v.answer_lang != MISSING).most_common()
         ),
@@ -544,7 +549,7 @@ def read_answered(
     for where, record in records:
         stated = record.get("kind") or record.get("benchmark")
         other = find_kind(stated) if isinstance(stated, str) else None
-        if other not in (None, kind):
+        if other is not None and other.name != kind.name:
             raise DataError(f"{where}: an answer to {stated}, expected {kind.name}")
     keys = _own_keys(records, kind) if items is None else _joined_keys(records, kind, items)
     texts = texts_by_key(path, keys, records, "take the last (--on-duplicate last)", last_wins)

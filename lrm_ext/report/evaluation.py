@@ -24,6 +24,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from llava.files import write_atomically
+from lrm_ext.evaluate.importing import kind_of
 from lrm_ext.evaluate.kind import LOCAL, Kind
 from lrm_ext.evaluate.kinds import ANSWERS, KINDS, PAPER
 from lrm_ext.evaluate.mapping import SETS_DIR, load_mapping, set_names
@@ -107,10 +108,10 @@ def print_report(report: EvalReport, console: Console, show_all: bool = False) -
             _print_example(example, console)
     console.print()
     for benchmark in report.benchmarks:
-        if benchmark.headline:
+        for name in benchmark.headline_names:
             console.print()
             is_short = not show_all and _is_many(benchmark)
-            console.print(headline_table(benchmark, console.width, is_short))
+            console.print(headline_table(benchmark, name, console.width, is_short))
             for line in headline_remarks(benchmark):
                 console.print(line, highlight=False)
     if remark := _unreviewed(report):
@@ -285,55 +286,61 @@ def _print_example(example: Example, console: Console) -> None:
     console.print(table)
 
 
-def headline_table(benchmark: BenchmarkResult, width: int, is_short: bool = False) -> Table:
+def headline_table(
+    benchmark: BenchmarkResult, name: str, width: int, is_short: bool = False
+) -> Table:
     """Makes a table with one row a language and mode of reading.
 
     Args:
-        benchmark: The results; some language has a headline.
+        benchmark: The results.
+        name: Which of its headlines: modes whose score is another one are not in it.
         width: Columns of the terminal.
         is_short: Rows of the worst languages alone, and of scripts for the rest.
     """
-    assert benchmark.headline is not None
-    name = benchmark.headline.name
     heads = ("language", "read as", name, "95 %", "blind", "answered", "unread", "fidelity")
-    rows = (_with_bold(row, 2) for row in headline_rows(benchmark, is_short=is_short))
+    rows = (_with_bold(row, 2) for row in headline_rows(benchmark, name, is_short=is_short))
     table = terminal_table(f"{benchmark.name}: {name}", heads, rows, width)
     table.columns[1].justify = "left"
     return table
 
 
 def headline_rows(
-    benchmark: BenchmarkResult, ratio: str = "{}/{}", is_short: bool = False
+    benchmark: BenchmarkResult, name: str, ratio: str = "{}/{}", is_short: bool = False
 ) -> list[list[str]]:
-    """Returns a row a language and mode of reading, and the mean of the others.
+    """Returns a row a language and mode of reading, and a mode's mean of the others.
 
     Args:
         benchmark: The results.
+        name: Which of its headlines.
         ratio: How a number and what it is of are written.
         is_short: Rows of the worst languages alone, and of scripts for the rest.
     """
-    found = {
-        result.lang: [_headline_row(result.name, headline, ratio) for headline in result.headlines]
-        for result in benchmark.languages
-        if result.headlines
-    }
-    # the last mode is the one that every language is read in
-    values = {r.lang: r.headlines[-1].value for r in benchmark.languages if r.headlines}
+    found: dict[str, list[list[str]]] = {}
+    by_mode: dict[str, dict[str, float]] = {}
+    for result in benchmark.languages:
+        for headline in (one for one in result.headlines if one.name == name):
+            row = _headline_row(result.name, headline, ratio)
+            found.setdefault(result.lang, []).append(row)
+            by_mode.setdefault(headline.mode, {})[result.lang] = headline.value
+    # the mode that every language is read in
+    usual = LOCAL if LOCAL in by_mode else next(iter(by_mode))
 
-    def mean_row(name: str, langs: Sequence[str]) -> list[str]:
-        return [name, LOCAL, f"{fmean(values[lang] for lang in langs):.2f}", *[""] * 5]
+    def mean_row(title: str, langs: Sequence[str], mode: str = usual) -> list[str]:
+        mean = fmean(by_mode[mode][lang] for lang in langs)
+        return [title, mode, f"{mean:.2f}", *[""] * 5]
 
     def group_row(langs: Sequence[str]) -> list[str]:
         row = mean_row(group_name(langs), langs)
-        row[3] = _range(values[lang] for lang in langs)
+        row[3] = _range(by_mode[usual][lang] for lang in langs)
         return row
 
     rows = [row for own in found.values() for row in own]
     if is_short:
-        rows = _short_rows(found, values, group_row)
-    others = [lang for lang in values if lang != ENGLISH]
-    if len(others) > 1:
-        rows.append(mean_row(f"mean of {len(others)}", others))
+        rows = _short_rows(found, by_mode[usual], group_row)
+    for mode, values in by_mode.items():
+        others = [lang for lang in values if lang != ENGLISH]
+        if len(others) > 1:
+            rows.append(mean_row(f"mean of {len(others)}", others, mode))
     return rows
 
 
@@ -503,6 +510,7 @@ _DOUBTFUL: Final = {
     "unparsed": "with an answer that decides nothing",
     "default_yes": "read as yes because nothing in the answer negates",
     "ambiguous_cyrillic": "answered by a Cyrillic letter that may be the second or the third",
+    "guessed": "where nothing could be read and the owner's rule guesses",
     "answered_twice": "answered twice, equally",
 }
 # Groups that a report may have scores of, under `per_<group>`.
@@ -517,6 +525,11 @@ _SUMS: Final = (
     "all_rows_accuracy",
     "accuracy",
     "chrf",
+    "exact_match",
+    "accuracy_of_read",
+    "format_error_share",
+    *(f"bleu_{n}" for n in range(1, 5)),
+    "rouge_l",
 )
 _STYLE: Final[dict[str, Any]] = {"box": box.SIMPLE_HEAD, "show_edge": False}
 
@@ -569,6 +582,9 @@ def _score_remarks(report: Mapping[str, Any]) -> list[str]:
     """Says how many of how many questions, and which answers a reader should know of."""
     counts = report["counts"]
     lines = [f"{counts['answered']} of {counts['questions']} questions are answered"]
+    if "rule" in report:
+        seed = f", seed of guesses {report['seed']}" if "seed" in report else ""
+        lines.append(f"rule of the set's owner: {report['rule']}{seed}")
     lines += [
         f"{counts[field]} of {counts['questions']} questions {what}"
         for field, what in _DOUBTFUL.items()
@@ -593,7 +609,7 @@ def known_benchmarks() -> list[dict[str, Any]]:
     rows = [_row(name, KINDS[name].title, "import", KINDS[name]) for name in PAPER]
     for name in set_names():
         mapping = load_mapping(SETS_DIR / f"{name}.toml")
-        row = _row(name, mapping.title, "import", KINDS[mapping.kind])
+        row = _row(name, mapping.title, "import", kind_of(name))
         rows.append({**row, "languages": list(mapping.languages), "licence": mapping.licence})
     for name in BENCHMARKS:
         kind = KINDS.get(name.removeprefix("mini-"), ANSWERS)

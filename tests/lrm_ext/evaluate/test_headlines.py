@@ -72,7 +72,7 @@ def test_the_report_is_read_back_and_printed(answered, console):
     text = console.file.getvalue()
     assert "perception" in text and "mean F1" in text and "circular accuracy" in text
     assert "2 of 14 categories are there: at most 400 points of perception" in text
-    assert headline_table(report.benchmarks[0], 80).row_count == 3
+    assert headline_table(report.benchmarks[0], "perception", 80).row_count == 3
 
 
 def test_the_answers_say_all_that_scoring_needs(answered):
