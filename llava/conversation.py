@@ -93,7 +93,7 @@ class Conversation:
         system: System text, in the template's own markup.
         roles: Names (or tags) of the asking and of the answering side.
         messages: `[role, content]` pairs. Content is a string, None (to be generated) or
-            `(text, PIL image, how to fit it)`.
+            `(text, PIL image or list of them, how to fit them)`.
         offset: Number of leading messages that are examples.
         sep_style: How the messages are joined.
         sep: Separator, see `SeparatorStyle`.
@@ -215,13 +215,13 @@ class Conversation:
     def get_images(self, return_pil: bool = False) -> list[Image.Image | str]:
         """Returns the images of the questions, in order, as base64 PNG or as PIL images."""
         return [
-            self.process_image(content[1], content[2], return_pil=return_pil)
+            self.process_image(image, content[2], return_pil=return_pil)
             for _, content in self.messages[self.offset :][::2]
-            if isinstance(content, tuple)
+            for image in images_of(content)
         ]
 
     def to_gradio_chatbot(self) -> list[list[str | None]]:
-        """Returns `[question, answer]` pairs; an image becomes an inline `<img>` tag."""
+        """Returns `[question, answer]` pairs; images become inline `<img>` tags."""
         pairs: list[list[str | None]] = []
         for i, (_, content) in enumerate(self.messages[self.offset :]):
             if i % 2:
@@ -249,28 +249,34 @@ class Conversation:
         }
 
     def _prompt_messages(self) -> list[Sequence[Any]]:
-        """Returns the messages with the first one's image written as a placeholder."""
+        """Returns the messages with the first one's images written as placeholders before it."""
         messages = list(self.messages)
         if not messages or not isinstance(messages[0][1], tuple):
             return messages
         role, content = messages[0]
         text = content[0].replace(DEFAULT_IMAGE_TOKEN, "").strip()
+        num_images = len(images_of(content))
         if "mmtag" in self.version:
             return [
-                (self.roles[0], f"<Image>{DEFAULT_IMAGE_TOKEN}</Image>"),
+                (self.roles[0], f"<Image>{DEFAULT_IMAGE_TOKEN}</Image>" * num_images),
                 (self.roles[1], "Received."),
                 (role, text),
                 *messages[1:],
             ]
-        return [(role, f"{DEFAULT_IMAGE_TOKEN}\n{text}"), *messages[1:]]
+        return [(role, f"{DEFAULT_IMAGE_TOKEN}\n" * num_images + text), *messages[1:]]
 
     def _chat_html(self, content: Any) -> str | None:
         if not isinstance(content, tuple):
             return content
-        text, image, mode = content
-        encoded = self.process_image(image, mode, image_format="JPEG")
-        tag = f'<img src="data:image/jpeg;base64,{encoded}" alt="user upload image" />'
-        return tag + text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
+        encoded = (
+            self.process_image(image, content[2], image_format="JPEG")
+            for image in images_of(content)
+        )
+        tags = (
+            f'<img src="data:image/jpeg;base64,{each}" alt="user upload image" />'
+            for each in encoded
+        )
+        return "".join(tags) + content[0].replace(DEFAULT_IMAGE_TOKEN, "").strip()
 
 
 @dataclass
@@ -326,6 +332,13 @@ def _of_format(chat_format: ChatFormat, system: str = "") -> ChatConversation:
 
 def _text_of(content: Any) -> str | None:
     return content[0] if isinstance(content, tuple) else content
+
+
+def images_of(content: Any) -> list[Image.Image]:
+    """Returns the images of a message's content, in order."""
+    if not isinstance(content, tuple):
+        return []
+    return list(content[1]) if isinstance(content[1], list | tuple) else [content[1]]
 
 
 def _constant(conv: Conversation) -> Conversation:

@@ -32,7 +32,7 @@ from PIL import Image
 
 import llava.conversation as conversation_lib
 from llava.constants import DEFAULT_IMAGE_TOKEN, LOGDIR
-from llava.conversation import Conversation
+from llava.conversation import Conversation, images_of
 from llava.errors import UserError
 from llava.images import to_rgb
 from llava.serve import protocol
@@ -106,6 +106,34 @@ class PageText:
 
 
 ENGLISH_TEXT = PageText()
+Question = str | dict[str, str]
+
+
+def find_examples(root: Path) -> list[tuple[str, Question]]:
+    """Returns the example images, each with a question.
+
+    Args:
+        root: Folder with `examples/`, which holds images and optionally `examples.json`. That maps
+            the name of a file to its question, or to the question by language code.
+
+    Returns:
+        Pairs of path and question; [] if there is no such folder.
+    """
+    folder = root / "examples"
+    texts = folder / "examples.json"
+    questions = json.loads(texts.read_text(encoding="utf-8")) if texts.is_file() else {}
+    return [
+        (str(path), questions.get(path.name, {}))
+        for path in sorted(folder.glob("*"))
+        if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp"}
+    ]
+
+
+def question_in(question: Question, text: PageText) -> str:
+    """Returns an example's question in the page's language, or a general one if it has none."""
+    if isinstance(question, str):
+        return question
+    return question.get(text.code) or text.say("example_question")
 
 
 def sweep_images(log_dir: Path, keep_s: float, now: float | None = None) -> int:
@@ -334,11 +362,11 @@ class ChatState:
             self.conversation.messages[self.conversation.offset :]
         ):
             role = "assistant" if index % 2 else "user"
-            if isinstance(content, tuple):
-                text, image, _ = content
+            for image in images_of(content):
                 file = {"path": self._thumbnail(image), "alt_text": self.text.say("picture_alt")}
                 shown.append({"role": role, "content": file})
-                content = text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
+            if isinstance(content, tuple):
+                content = content[0].replace(DEFAULT_IMAGE_TOKEN, "").strip()
             if content:
                 show = self.shown_by.get(index, str)
                 shown.append({"role": role, "content": show(content)})
@@ -396,29 +424,33 @@ def button_states(
 def add_text(
     state: ChatState | None,
     text: str,
-    image: Image.Image | None,
+    image: Image.Image | Sequence[Image.Image] | None,
     image_process_mode: str,
     request: gr.Request,
     *control_values: Any,
     settings: PageSettings,
 ) -> list[Any]:
-    """Adds a question to the conversation; an image starts a new one.
+    """Adds a question to the conversation; images start a new one and go before the text.
 
     Returns:
         State, chat panel, text field, image field, buttons.
 
     Raises:
-        gr.Error: The question is empty, an answer is running, or moderation refuses the text.
+        gr.Error: The question is empty or has too many images, an answer is running, or moderation
+            refuses the text.
     """
     state = state or ChatState()
     text = (text or "").strip()
+    images = [image] if isinstance(image, Image.Image) else list(image or ())
     if state.busy:
         raise notice(settings.say("still_answering"))
-    if not text and image is None:
+    if not text and not images:
         raise notice(settings.say("no_question"))
+    if len(images) > settings.images.max_images:
+        raise notice(settings.say("too_many_pictures", limit=settings.images.max_images))
     if settings.moderate and violates_moderation(text):
         raise notice(settings.say("moderated"))
-    limit = MAX_TEXT_LEN if image is None else MAX_TEXT_LEN_WITH_IMAGE
+    limit = MAX_TEXT_LEN_WITH_IMAGE if images else MAX_TEXT_LEN
     if len(text) > limit:
         gr.Warning(settings.say("text_cut", length=len(text), limit=limit))
         text = text[:limit]
@@ -429,11 +461,11 @@ def add_text(
         except PageError as error:
             raise notice(settings.say(str(error))) from error
     log.info("add_text. ip: %s. len: %d", client_ip(request), len(text))
-    content: str | tuple[str, Image.Image, str] = text
-    if image is not None:
+    content: Any = text
+    if images:
         state = ChatState()
-        mark = "" if DEFAULT_IMAGE_TOKEN in text else "\n" + DEFAULT_IMAGE_TOKEN
-        content = (text + mark, image, image_process_mode)
+        mark = "" if DEFAULT_IMAGE_TOKEN in text else f"\n{DEFAULT_IMAGE_TOKEN}" * len(images)
+        content = (text + mark, images if len(images) > 1 else images[0], image_process_mode)
     state.text = settings.text
     state.open_turn(content)
     if control is not None:

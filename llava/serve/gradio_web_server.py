@@ -43,9 +43,11 @@ from llava.serve.chat import (
     clear_history,
     conv_log_path,
     downvote_last_response,
+    find_examples,
     flag_last_response,
     http_bot,
     mirror,
+    question_in,
     regenerate,
     start_sweeper,
     stop,
@@ -105,54 +107,18 @@ READ_MODEL_FROM_URL = """
 EXAMPLES_PER_PAGE = 4
 # Fonts of systems, because the page must not load anything from another server. A browser takes
 # each letter from the first that has it; those after the first two cover one script each.
-FONTS = [
-    *(
-        "system-ui",
-        "Noto Sans",
-        "Noto Sans Arabic",
-        "Geeza Pro",
-        "Noto Sans Hebrew",
-        "Arial Hebrew",
-    ),
-    *("Noto Sans Devanagari", "Nirmala UI", "Noto Sans Bengali", "Noto Sans Tamil"),
-    *("Noto Sans Telugu", "Noto Sans Sinhala", "Noto Sans Thai", "Leelawadee UI"),
-    *("Noto Sans Ethiopic", "Nyala", "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei"),
-    "sans-serif",
-]
+FONTS = (
+    "system-ui, Noto Sans, Noto Sans Arabic, Geeza Pro, Noto Sans Hebrew, Arial Hebrew, "
+    "Noto Sans Devanagari, Nirmala UI, Noto Sans Bengali, Noto Sans Tamil, Noto Sans Telugu, "
+    "Noto Sans Sinhala, Noto Sans Thai, Leelawadee UI, Noto Sans Ethiopic, Nyala, "
+    "Noto Sans CJK SC, PingFang SC, Microsoft YaHei, sans-serif"
+).split(", ")
 # The same in every language.
 WORKER_COMMAND = "`python -m llava.serve.model_worker --model-path ...`"
-Question = str | dict[str, str]
 
 VOTES = ("upvote", "downvote", "flag")
 CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 ADJUST_FIELDS = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
-
-
-def find_examples(root: Path) -> list[tuple[str, Question]]:
-    """Returns the example images, each with a question.
-
-    Args:
-        root: Folder with `examples/`, which holds images and optionally `examples.json`. That maps
-            the name of a file to its question, or to the question by language code.
-
-    Returns:
-        Pairs of path and question; [] if there is no such folder.
-    """
-    folder = root / "examples"
-    texts = folder / "examples.json"
-    questions = json.loads(texts.read_text(encoding="utf-8")) if texts.is_file() else {}
-    return [
-        (str(path), questions.get(path.name, {}))
-        for path in sorted(folder.glob("*"))
-        if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp"}
-    ]
-
-
-def question_in(question: Question, text: PageText) -> str:
-    """Returns an example's question in the page's language, or a general one if it has none."""
-    if isinstance(question, str):
-        return question
-    return question.get(text.code) or text.say("example_question")
 
 
 def set_page_language(languages: Iterable[PageText]) -> str:
@@ -284,14 +250,22 @@ class Page:
         )
         second = {"visible": False, "elem_id": "second-model", **choices}
         self._models.append(self._field(gr.Dropdown, {"label": "second_model"}, **second))
-        self._image = self._field(
-            gr.Image,
-            {"label": "picture", "placeholder": "picture_hint"},
-            type="pil",
+        self._images = self._field(
+            gr.Gallery,
+            {"label": "picture"},
+            format="png",
+            file_types=["image"],
             height=280,
+            columns=3,
+            object_fit="contain",
             sources=["upload", "webcam", "clipboard"],
             buttons=["fullscreen"],
+            interactive=True,
             elem_id="picture",
+        )
+        # within the empty field, which has no setting for its own words
+        self._labelled(
+            gr.Markdown, lambda t: {"value": t.say("picture_hint")}, elem_id="picture-hint"
         )
         self._process_mode = gr.Radio(
             ["Crop", "Resize", "Pad", "Default"],
@@ -373,20 +347,20 @@ class Page:
                 "samples": [list(sample) for sample in zip(thumbnails, questions, strict=True)],
             }
 
-        def choose(index: int, lang: str) -> tuple[Image.Image, str]:
+        def choose(index: int, lang: str) -> tuple[list[Image.Image], str]:
             path, question = examples[index]
-            return open_image(path), question_in(question, self.settings.languages[lang])
+            return [open_image(path)], question_in(question, self.settings.languages[lang])
 
-        fields = [self._image, self._text]
         with self._examples_column:
             # gr.Examples would restore the fields' English labels with each example.
             dataset = self._labelled(
                 gr.Dataset,
                 words,
-                components=fields,
+                components=["image", "textbox"],
                 type="index",
                 samples_per_page=EXAMPLES_PER_PAGE,
             )
+        fields = [self._images, self._text]
         dataset.click(choose, [dataset, self.language], fields, show_progress="hidden")
 
     def connect(self, concurrency_count: int) -> None:
@@ -400,10 +374,10 @@ class Page:
         stop_button, again, clear = self._actions
         both_chats = [first.chatbot, second.chatbot]
         both_votes = [*first.votes, *second.votes]
-        both_fields = [*states, *both_chats, self._text, self._image, *both_votes]
+        both_fields = [*states, *both_chats, self._text, self._images, *both_votes]
         everything = [*both_fields, *self._actions]
         hidden: dict[str, Any] = {"show_progress": "hidden"}
-        asked = [self.compare, self._text, self._image, self._process_mode, *self._control]
+        asked = [self.compare, self._text, self._images, self._process_mode, *self._control]
         sent = gr.on(
             [self._text.submit, self._send.click],
             self.send,
@@ -489,13 +463,14 @@ class Page:
         second: ChatState | None,
         compare: bool,
         text: str,
-        image: Image.Image | None,
+        uploaded: list[tuple[str, str | None]] | None,
         image_process_mode: str,
         request: gr.Request,
         *control_values: Any,
     ) -> list[Any]:
         """Adds a question for one model or for two; see `add_text`."""
-        asked = (text, image, image_process_mode, request, *control_values)
+        images = [open_image(path) for path, _ in uploaded or ()]
+        asked = (text, images, image_process_mode, request, *control_values)
         update = add_text(first, *asked, settings=self._in(lang))
         return _for_both(update, mirror(update[0], second) if compare else None)
 
@@ -675,11 +650,7 @@ def build_demo(
 def launch_options(settings: PageSettings | None = None) -> dict[str, Any]:
     """Returns the arguments of `Blocks.launch` for this page: style and limits."""
     settings = settings or PageSettings()
-    theme = gr.themes.Soft(
-        primary_hue=PRIMARY,
-        font=FONTS,
-        font_mono=["ui-monospace", "monospace"],
-    )
+    theme = gr.themes.Soft(primary_hue=PRIMARY, font=FONTS, font_mono=["ui-monospace", "monospace"])
     return {
         "theme": theme,
         "css": CSS,
@@ -749,7 +720,7 @@ def build_parser() -> argparse.ArgumentParser:
         flag("--share", action="store_true"),
         flag("--moderate", action="store_true"),
         flag("--embed", action="store_true"),
-        flag("--max-images", type=int, default=4, help="images per upload"),
+        flag("--max-images", type=int, default=4, help="images in a question or an upload"),
         flag("--max-image-mib", type=int, default=10, help="size of an image file"),
         flag(
             "--max-image-pixels",

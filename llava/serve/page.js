@@ -3,6 +3,11 @@
   // Gradio's own dialog offers any image
   for (const field of document.querySelectorAll('#picture input[type="file"]'))
     field.accept = accepted.join();
+  // a button within a button, for assistive technology and the keyboard the inner one alone
+  for (const outer of document.querySelectorAll("#picture button:has(button)")) {
+    outer.setAttribute("role", "group");
+    outer.tabIndex = -1;
+  }
   // the unnamed button around an image in the conversation, after the image field
   const label = document.querySelector('#picture [data-testid="block-label"]');
   const name = label ? label.innerText.trim() : "";

@@ -40,6 +40,8 @@ _OPEN_POST = ("upload", "queue/join", "cancel", "reset")
 _CLOSED = ("/monitoring/", "/login/", "/logout/")
 # An image of 25 million pixels takes 75 MB while it is decoded.
 MAX_DECODING = 4
+# What Starlette says of a form with more files than it may have.
+TOO_MANY = "Too many files"
 
 
 def preferred_language(accept_language: str, codes: Iterable[str]) -> str:
@@ -135,8 +137,9 @@ class PageGuard:
         except (HTTPException, DataError) as error:
             status = error.status_code if isinstance(error, HTTPException) else 400
             reason = getattr(error, "detail", error)
+            key = "too_many_pictures" if TOO_MANY in str(reason) else "picture_refused"
             mib, megapixels = limits.max_bytes >> 20, f"{limits.max_pixels / 1e6:g}"
-            said = self._say(request, "picture_refused", mib=mib, megapixels=megapixels)
+            said = self._say(request, key, limit=limits.max_images, mib=mib, megapixels=megapixels)
             raise HTTPException(status, f"{said} ({reason})") from None
         made = httpx.Request("POST", "http://page/upload", files=parts)
         return _with_body(request, made.read(), made.headers["content-type"])

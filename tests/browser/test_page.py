@@ -88,6 +88,41 @@ def test_a_croatian_asks_about_a_picture(visit, red_picture, log_dir):
     assert records[-1]["model"] == "stub-a"
 
 
+def test_several_pictures_in_one_question(visit, tmp_path, log_dir):
+    colours = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (30, 60, 200)}
+    files = {name: tmp_path / f"{name}.png" for name in colours}
+    for i, (name, path) in enumerate(files.items()):
+        Image.new("RGB", (300 + 60 * i, 200), colours[name]).save(path)
+    tab = visit("hr-HR")
+    tab.get_by_text("Ispustite jednu ili više slika ovamo").wait_for()
+    upload, shown = "#picture input[type=file]", "#picture .gallery-item img"
+    tab.set_input_files(upload, [files["red"], files["green"]])
+    tab.wait_for_function(f"document.querySelectorAll('{shown}').length === 2")
+    assert not tab.get_by_text("Ispustite jednu ili više slika ovamo").is_visible()
+    tab.set_input_files(upload, files["blue"])
+    tab.wait_for_function(f"document.querySelectorAll('{shown}').length === 3")
+    numbers = tab.evaluate(
+        """() => [...document.querySelectorAll("#picture .gallery-item")]
+          .map(each => getComputedStyle(each, "::after").content)"""
+    )
+    assert numbers == ["counter(picture)"] * 3
+    tab.screenshot(path=tmp_path / "three.png")
+    tab.locator("#picture .delete-button").nth(1).click()  # green
+    tab.wait_for_function(f"document.querySelectorAll('{shown}').length === 2")
+    assert serious_barriers(tab) == {}
+    ask(tab, "Koja je crvena?")
+    wait_for_answer(tab)
+    tab.screenshot(path=tmp_path / "asked.png")
+    assert tab.locator("#chatbot .message.user img").count() == 2
+    assert tab.locator("#picture .gallery-item").count() == 0
+    (log,) = log_dir.glob("*-conv.json")
+    record = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
+    stored = [Image.open(next(log_dir.glob(f"*/*/{each}.jpg"))) for each in record["images"]]
+    assert [image.size[0] for image in stored] == [300, 420]  # red and blue
+    tab.set_input_files(upload, [files["red"]] * 5)
+    tab.get_by_text("Najveći broj slika u jednom pitanju: 4.").wait_for()
+
+
 def test_stop_regenerate_clear(visit):
     tab = visit(model="stub-slow")
     ask(tab)

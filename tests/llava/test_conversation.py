@@ -116,6 +116,26 @@ def test_images_pairs_and_log():
         conv.process_image(image, "Stretch")
 
 
+def test_several_images_of_one_question():
+    def with_images(name, text):
+        conv = get_conversation(name)
+        images = [Image.new("RGB", (width, 4)) for width in (5, 6)]
+        conv.append_message(conv.roles[0], (text, images, "Default"))
+        conv.append_message(conv.roles[1], None)
+        return conv
+
+    conv = with_images("v1", "Which one?")
+    assert conv.get_prompt() == f"{conv.system} USER: <image>\n<image>\nWhich one? ASSISTANT:"
+    assert [image.size for image in conv.get_images(return_pil=True)] == [(5, 4), (6, 4)]
+    ((user, _),) = conv.to_gradio_chatbot()
+    assert user.count("<img ") == 2 and user.endswith("/>Which one?")
+    # a place that the user wrote is not a third one
+    assert with_images("v1", "This <image> one?").get_prompt().count("<image>") == 2
+    assert "USER: <Image><image></Image><Image><image></Image> ASSISTANT: Received." in (
+        with_images("v1_mmtag", "Which one?").get_prompt()
+    )
+
+
 def test_unknown_style_is_an_error():
     conv = Conversation("", ("a", "b"), [], 0, sep_style="other")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="style"):

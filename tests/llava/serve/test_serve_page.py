@@ -90,6 +90,60 @@ def test_a_picture_starts_a_new_conversation(serve_model, picture):
     assert len(state.conversation.messages) == 2
 
 
+def colours(count):
+    return [Image.new("RGB", (8 + i, 6), (250 - 90 * i, 30, 90 * i)) for i in range(count)]
+
+
+def test_several_pictures_go_before_the_text_in_their_order(serve_model):
+    engine, settings = serve_model("A.")
+    pictures = colours(3)
+    updates = answer(settings, send(settings, "Which?", pictures))
+    state = updates[-1][0]
+    assert state.conversation.get_prompt().startswith(
+        get_conversation("llava_v1").system + " USER: <image>\n<image>\n<image>\nWhich? ASSISTANT:"
+    )
+    (call,) = engine.model.calls
+    assert call["prompt"].endswith("USER: \n\n\nWhich? ASSISTANT:")  # pictures are not text
+    assert call["images"].shape[0] == 3
+    assert [image.size for image in state.conversation.get_images(return_pil=True)] == [
+        (8, 6), (9, 6), (10, 6)
+    ]  # fmt: skip
+    *shown, text, _ = updates[-1][1]
+    assert [Image.open(each["content"]["path"]).size[0] for each in shown] == [8, 9, 10]
+    assert text["content"] == "Which?"
+    # a second question goes on with them
+    answer(settings, send(settings, "And?", state=state))
+    assert engine.model.calls[1]["images"].shape[0] == 3
+    assert log_lines(settings)[0]["images"] == [chat.image_digest(each) for each in pictures]
+
+
+def test_too_many_pictures_are_refused_with_the_number(tmp_path):
+    settings = PageSettings(log_dir=tmp_path)
+    assert send(settings, "Which?", colours(4)).last_number == 1
+    with pytest.raises(gr.Error, match="Pictures in one question: 4 at most"):
+        send(settings, "Which?", [*colours(4), *colours(1)])
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_the_field_sends_what_it_shows(tmp_path, count):
+    uploaded = []
+    for i, each in enumerate(colours(count)):
+        each.save(tmp_path / f"{i}.png")
+        uploaded.append((str(tmp_path / f"{i}.png"), None))
+    with gr.Blocks():
+        page = gradio_web_server.Page(PageSettings(log_dir=tmp_path), tmp_path, "t", False)
+    asked = ("en", None, None, False, "Which?", uploaded or None, "Default", REQUEST)
+    state, _, _, _, text, field, *_ = page.send(*asked)
+    content = state.conversation.messages[0][1]
+    if count == 0:
+        assert content == "Which?"
+    elif count == 1:  # as LLaVA's page sends it
+        assert (content[0], content[1].size, content[2]) == ("Which?\n<image>", (8, 6), "Default")
+    else:
+        assert [image.size[0] for image in content[1]] == [8, 9, 10]
+    assert (text, field) == ("", None)
+
+
 def test_the_checkpoints_own_template_is_used(serve_model):
     own = get_conversation("llava_v0")
     own.system = "Odgovaraj na hrvatskom."
@@ -306,21 +360,21 @@ def test_model_list_modes(serve_model):
 
 
 def test_examples(tmp_path, picture):
-    assert gradio_web_server.find_examples(tmp_path) == []
+    assert chat.find_examples(tmp_path) == []
     (tmp_path / "examples").mkdir()
     picture.save(tmp_path / "examples" / "b.png")
     picture.save(tmp_path / "examples" / "a.png")
     picture.save(tmp_path / "examples" / "c.png")
     questions = {"b.png": "Što je?", "c.png": {"en": "Who?", "hr": "Tko?"}}
     (tmp_path / "examples" / "examples.json").write_text(json.dumps(questions), "utf-8")
-    found = [question for _, question in gradio_web_server.find_examples(tmp_path)]
+    found = [question for _, question in chat.find_examples(tmp_path)]
     croatian = PageText("hr", "hrvatski", {"example_question": "Što je ovo?"})
     for text, wanted in (
         (ENGLISH_TEXT, ["What is this?", "Što je?", "Who?"]),
         (croatian, ["Što je ovo?", "Što je?", "Tko?"]),
         (PageText("cy", "Cymraeg", {}), ["What is this?", "Što je?", "What is this?"]),
     ):
-        assert [gradio_web_server.question_in(question, text) for question in found] == wanted
+        assert [chat.question_in(question, text) for question in found] == wanted
 
 
 def test_the_page_starts_and_names_its_fields(serve_model):
