@@ -336,6 +336,8 @@ def _first_error(error: ValidationError) -> ApiError:
         return ApiError(400, f"Missing required parameter: {param!r}.", param, "missing_parameter")
     found = "" if isinstance(first["input"], dict | list) else f" (found {first['input']!r:.80})"
     what = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "union_tag_invalid" and "video" in str(first["input"]["type"]):
+        what = "videos are not taken; send some of its frames as parts of type image_url"
     return ApiError(400, f"Invalid value for {param!r}: {what}{found}.", param, "invalid_value")
 
 

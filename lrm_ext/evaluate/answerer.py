@@ -32,7 +32,7 @@ from llava.conversation import (
     Conversation,
     select_conversation,
 )
-from llava.errors import CheckpointError, DataError, ServiceError
+from llava.errors import CheckpointError, ConfigError, DataError, ServiceError
 from llava.images import image_size, open_image
 from llava.mm_utils import (
     get_model_name_from_path,
@@ -58,24 +58,31 @@ class Request:
         lang: Its language, which may have a template of its own.
         images: The images; None for one that is withheld. Empty if the question is about none.
         options: Answers to choose from by their likelihood; empty to have it write one.
+        is_video: The images are the frames of a video, which has one place in the text.
     """
 
     text: str
     lang: str
     images: tuple[Path | None, ...]
     options: tuple[str, ...] = ()
+    is_video: bool = False
+
+    @property
+    def num_places(self) -> int:
+        """Places in the text: one of each image, or one of the video."""
+        return 1 if self.is_video else len(self.images)
 
     @property
     def parts(self) -> list[str]:
-        """The text before, between and after the images: one part more than there are images.
+        """The text before, between and after the images: one part more than there are places.
 
         Raises:
             DataError: The text has places, but not as many as there are images.
         """
-        check_places(self.text, len(self.images), repr(self.text[:80]))
+        check_places(self.text, self.num_places, repr(self.text[:80]))
         if DEFAULT_IMAGE_TOKEN in self.text or not self.images:
             return self.text.split(DEFAULT_IMAGE_TOKEN)
-        return ["", *["\n"] * (len(self.images) - 1), f"\n{self.text}"]
+        return ["", *["\n"] * (self.num_places - 1), f"\n{self.text}"]
 
 
 @dataclass(frozen=True)
@@ -244,7 +251,7 @@ class LlavaAnswerer:
 
     def num_tokens(self, request: Request) -> int:
         """See `Answerer`."""
-        num_text = len(self._encode(request)) - len(request.images)
+        num_text = len(self._encode(request)) - request.num_places
         return num_text + self._num_positions_of(request)
 
     @torch.inference_mode()
@@ -311,7 +318,7 @@ class LlavaAnswerer:
 
     def _encode(self, request: Request) -> list[int]:
         """Returns the token ids of a question in the template, with a sentinel for each image."""
-        key = (request.lang, request.text, len(request.images))
+        key = (request.lang, request.text, request.num_places)
         if key not in self._ids:
             self._ids[key] = self._tokens(request, None)
         return self._ids[key]
@@ -338,6 +345,8 @@ class LlavaAnswerer:
         """Returns the positions that a question's images take in the model."""
         if self._tiling is None or not request.images:
             return 0
+        if request.is_video:
+            return self._tiling.num_video_positions(len(self._shown(request)))
         if not self._tiling.pinpoints or len(request.images) > 1:
             return len(request.images) * self._tiling.num_positions(None)
         (path,) = request.images
@@ -348,18 +357,34 @@ class LlavaAnswerer:
     def _open(self, path: Path | None) -> Image.Image:
         return open_or_blank(path, self._image_processor.image_mean)
 
+    def _shown(self, request: Request) -> Sequence[Path | None]:
+        """Returns a question's images; of a video, the frames that are shown, as in training."""
+        if not request.is_video:
+            return request.images
+        if not self._tiling.video_frames:
+            raise ConfigError(
+                f"a question about a video of {len(request.images)} frames, but the checkpoint's "
+                "config.json has no video_frames: expected a model that was trained with "
+                f"--video_frames (docs/towers.md): {request.text[:80]!r}"
+            )
+        return self._tiling.sample_frames(request.images)
+
     def _image_features(
         self, requests: Sequence[Request]
     ) -> tuple[Tensor | list[Tensor] | None, list[tuple[int, int]]]:
-        """Returns tower outputs of a batch's N images and their (width, height).
+        """Returns tower outputs of a batch's N images or videos and their (width, height).
 
-        Outputs are [N, P, D_vision], or N of [tiles, P, D_vision]; None if there is no image.
+        Outputs are [N, P, D_vision], or N of [P, D_vision], [tiles, P, D_vision] or, of a video,
+        [1, frames, P, D_vision]; None if there is no image.
         """
         if not any(request.images for request in requests):
             return None, []
         # only the single image of a prompt is cut into tiles; the model wants one of each row
-        shown = [request.images or (None,) for request in requests]
-        keys = [(path, len(images) == 1) for images in shown for path in images]
+        rows = []
+        for request in requests:
+            shown = self._shown(request) or (None,)
+            rows.append([(path, len(shown) == 1 and not request.is_video) for path in shown])
+        keys = [key for row in rows for key in row]
         missing = [key for key in dict.fromkeys(keys) if key not in self._features]
         found = {key: self._features.get(key) for key in keys if key not in missing}
         for is_alone in (True, False):
@@ -369,9 +394,18 @@ class LlavaAnswerer:
             for key, image, features in zip(some, images, encoded, strict=True):
                 found[key] = (features, image.size)
                 self._features.put(key, features, image.size)
-        batch = [found[key][0].to(self._model.device) for key in keys]
-        sizes = [found[key][1] for key in keys]
-        return (torch.stack(batch) if batch[0].ndim == 2 else batch), sizes
+        batch: list[Tensor] = []
+        sizes: list[tuple[int, int]] = []
+        for request, row in zip(requests, rows, strict=True):
+            own = [found[key][0].to(self._model.device) for key in row]
+            if request.is_video:
+                batch.append(torch.stack(own).flatten(0, -3)[None])
+                sizes.append((0, 0))
+            else:
+                batch += own
+                sizes += [found[key][1] for key in row]
+        is_plain = all(features.ndim == 2 for features in batch)
+        return (torch.stack(batch) if is_plain else batch), sizes
 
     def _run_tower(self, images: list[Image.Image], is_alone: bool) -> list[Tensor]:
         """Runs the tower once over images: [P, D_vision] or [tiles, P, D_vision] of each."""
@@ -392,10 +426,11 @@ class LlavaAnswerer:
         limits = (getattr(self._model.config, name, None) for name in names)
         room = min((limit for limit in limits if limit), default=None)
         for request, row in zip(requests, rows, strict=True):
-            num_text, num_image = len(row) - len(request.images), self._num_positions_of(request)
+            num_text, num_image = len(row) - request.num_places, self._num_positions_of(request)
             num_tokens, said = num_text + num_image, f"{num_text} tokens"
             if request.images:
-                what = "the image" if len(request.images) == 1 else f"{len(request.images)} images"
+                what = "the image" if request.num_places == 1 else f"{request.num_places} images"
+                what = "the video" if request.is_video else what
                 said += f" with {num_image} for {what}"
             refuse_long_prompt(request.text, said, num_tokens, self._max_new_tokens, room)
 

@@ -338,7 +338,15 @@ def content_parts(request: Request, images: Sequence[Mapping[str, Any]]) -> list
     Args:
         request: The question.
         images: What stands for each of its images.
+
+    Raises:
+        ConfigError: The question is about a video.
     """
+    if request.is_video:
+        raise ConfigError(
+            "questions about videos are asked of checkpoints of this code only, which tell how "
+            f"many frames they saw in training; found {len(images)} frames: {request.text[:80]!r}"
+        )
     first, *rest = request.parts
     # a line end next to an image separates it from the text, which parts are anyway
     texts = [first, *(text.removeprefix("\n") for text in rest)]

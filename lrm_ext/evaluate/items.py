@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.data.sample import MAX_IMAGES, images_of
+from llava.data.sample import MAX_IMAGES, VIDEO_TOKEN, images_of
 from llava.errors import ConfigError, DataError
 from llava.eval.records import OPTION_LETTERS, read_json_lines
 from llava.files import convert
@@ -35,9 +35,9 @@ class Item:
     Attributes:
         question_id: Unique within its file; the same question has the same id in every language.
         image: Path of the image, relative to the benchmark's image folder, or of several; () for a
-            question about none.
+            question about none; of a video, those of its frames. A file has these as `video`.
         text: What the model is asked. Each `<image>` in it is the place of an image, in order; if
-            there is none, the images come before it.
+            there is none, the images come before it. A video has one place.
         category: The task that it belongs to.
         answer: The expected answer in `lang`; a letter if there are options. Empty if the owner of
             the benchmark keeps the letters back, or if a judge compares answers by what is in
@@ -54,6 +54,7 @@ class Item:
         supercategory: The group of categories that its category belongs to.
         answer_lang: Language that the answer is expected in; `lang` if empty.
         extra: What else its owner says of it, such as a rubric for a judge; values as JSON has.
+        is_video: The images are the frames of a video, in order.
     """
 
     question_id: Text
@@ -73,11 +74,17 @@ class Item:
     supercategory: str = ""
     answer_lang: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    is_video: bool = False
 
     @property
     def images(self) -> tuple[str, ...]:
         """Paths of the images, in order; empty if an answer does not tell them."""
         return images_of(self.image or None)
+
+    @property
+    def num_places(self) -> int:
+        """Places for images in the text: one of each image, or one of the video."""
+        return 1 if self.is_video else len(self.images)
 
     @property
     def image_name(self) -> str:
@@ -96,7 +103,10 @@ class Item:
     def to_record(self) -> dict[str, Any]:
         """Returns the line of a question file; optional fields only if they say something."""
         needed = {f.name for f in fields(self) if f.default is f.default_factory is MISSING}
-        return {key: value for key, value in vars(self).items() if value or key in needed}
+        record = {key: value for key, value in vars(self).items() if value or key in needed}
+        if record.pop("is_video", False):
+            record["video"] = list(images_of(record.pop("image")))
+        return record
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], where: str) -> Item:
@@ -113,6 +123,8 @@ class Item:
         name = f"{where}: question {record.get('question_id', '?')}"
         if isinstance(record.get("question_id"), int):
             record = {**record, "question_id": str(record["question_id"])}
+        if record.get("video") not in (None, "", []):
+            record = _with_frames(record, name)
         if isinstance(images := record.get("image"), list):
             record = {**record, "image": images[0] if len(images) == 1 else images}
         try:
@@ -122,10 +134,24 @@ class Item:
         may_be_empty = item.answer_type == "letter" or item.extra
         if not (item.answer.strip() or (may_be_empty and item.answer == "")):
             raise DataError(f"{name}: answer is {item.answer!r}; expected text that is not empty")
-        check_places(item.text, len(item.images), name)
+        check_places(item.text, item.num_places, name)
         if item.answer_type == "letter":
             check_options(item, name)
         return item
+
+
+def _with_frames(record: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Returns a record with a `video` as one with the images that are its frames."""
+    frames = record["video"]
+    if not isinstance(frames, list) or not all(isinstance(each, str) and each for each in frames):
+        raise DataError(
+            f"{name}: video is {str(frames)[:80]!r}; expected a list of its frames, paths of "
+            "images (ffmpeg -i a.mp4 -vf fps=1 a/%04d.jpg makes some of a file)"
+        )
+    if record.get("image"):
+        raise DataError(f"{name}: it has `image` and `video`; expected one of both")
+    text = str(record.get("text", "")).replace(VIDEO_TOKEN, DEFAULT_IMAGE_TOKEN)
+    return {**record, "image": frames, "text": text, "is_video": True}
 
 
 def check_places(text: str, num_images: int, name: str) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.data.sample import MAX_IMAGES
+from llava.data.sample import MAX_IMAGES, VIDEO_TOKEN
 from llava.errors import DataError
 from llava.eval.records import is_none, refuse_missing
 from llava.files import convert, leaves_folder, load_toml
@@ -33,7 +33,14 @@ from lrm_ext.evaluate.items import (
     check_places,
     llava_prompt,
 )
-from lrm_ext.evaluate.official import ImageStore, Questions, Source, image_folder, read_rows
+from lrm_ext.evaluate.official import (
+    IMAGE_SUFFIXES,
+    ImageStore,
+    Questions,
+    Source,
+    image_folder,
+    read_rows,
+)
 from lrm_ext.languages import get_language, list_languages
 
 log = logging.getLogger(__name__)
@@ -57,6 +64,8 @@ class Columns(_Table, frozen=True):
         id: Its id; "" to number the rows.
         image: Its image, or several: columns, one with a list, or one with `*` for a number at the
             end of its name, as in `image_*`.
+        video: A list of the frames of its video, or the name of a folder that holds them, in place
+            of `image`. Its place in a text is `<video>`.
         several: How several images are shown: `apart`, at the places of `<image>` or `<image 2>` in
             the texts, or before them; or `joined` to one image, side by side.
         question: Its text; "" if the mapping says what is asked.
@@ -78,6 +87,7 @@ class Columns(_Table, frozen=True):
 
     id: str = ""
     image: tuple[str, ...] = ()
+    video: str = ""
     several: Literal["apart", "joined"] = "apart"
     question: str = ""
     hint: str = ""
@@ -365,7 +375,8 @@ class _Reader:
         columns = self._columns
         has_one = len(columns.image) == 1 and not columns.image_pattern
         in_folder = isinstance(store.source, Path)
-        self.by_name = in_folder and (has_one or columns.several == "apart")
+        stays = has_one or columns.several == "apart" or bool(columns.video)
+        self.by_name = in_folder and stays
         self._stored: dict[str, str] = {}
         self._references: dict[str, str] = {}
 
@@ -398,14 +409,20 @@ class _Reader:
             asked = re.split(columns.option_pattern, asked, maxsplit=1, flags=re.M)[0].strip()
         answers = self._answers(row, labels, name)
         # in the order of the prompt
-        cells, (hint, asked, *options) = self._images(row, [hint, asked, *options], name)
-        images = tuple(self._store_image(cell, number, name) for cell in cells)
+        texts = [hint, asked, *options]
+        if columns.video:
+            images = self._frames(row, name)
+            texts = [text.replace(VIDEO_TOKEN, DEFAULT_IMAGE_TOKEN) for text in texts]
+        else:
+            cells, texts = self._images(row, texts, name)
+            images = tuple(self._store_image(cell, number, name) for cell in cells)
+        hint, asked, *options = texts
         question = self._question(asked)
         # yes/no questions among free ones are read as such
         is_yes_no = mapping.answer_type == "text" and answers[0].lower() in ("yes", "no")
         text = self._prompt(question, hint, options)
         extra = {key: self._value(row, path) for key, path in columns.extra.items()}
-        check_places(text, len(images), f"{mapping.name}: {name}")
+        check_places(text, 1 if columns.video else len(images), f"{mapping.name}: {name}")
         item = Item(
             question_id=number,
             image=images[0] if len(images) == 1 else images,
@@ -422,6 +439,7 @@ class _Reader:
             source_id=number,
             answer_lang=mapping.answers_in,
             extra={key: cell for key, cell in extra.items() if not is_absent(cell)},
+            is_video=bool(columns.video),
         )
         if item.answer_type == "letter":
             check_options(item, name)
@@ -572,6 +590,31 @@ class _Reader:
         mark = _NUMBERED_IMAGE_MARK if len(numbered) == 1 else _IMAGE_MARK
         texts = [*(mark.sub("", text).strip() for text in texts[:2]), *texts[2:]]
         return [list(numbered.values())], texts
+
+    def _frames(self, row: Mapping[str, Any], where: str) -> tuple[str, ...]:
+        """Returns the paths of a video's frames: those of a list, or of a folder, by their names.
+
+        Raises:
+            DataError: There are none, or no folder that they are relative to.
+        """
+        column, root = self._columns.video, self._store.source
+        if root is None:
+            raise DataError(f"{where}: frames of videos are files; name their folder with --images")
+        value = self._value(row, column)
+        if isinstance(value, str) and value.startswith("["):
+            value = as_list(value, f"{where}: the frames in {column}")
+        if isinstance(value, str) and not leaves_folder(value):
+            files = (path for path in (root / value).glob("*") if path.suffix in IMAGE_SUFFIXES)
+            value = sorted(path.relative_to(root).as_posix() for path in files)
+        if not isinstance(value, list) or not value or not all(isinstance(x, str) for x in value):
+            raise DataError(
+                f"{where}: {column} is {str(self._value(row, column))[:80]!r}; expected a list of "
+                f"frames, or a folder of them, in {root}. ffmpeg -i a.mp4 -vf fps=1 a/%04d.jpg "
+                "makes frames of a video file"
+            )
+        absent = [name for name in value if leaves_folder(name) or not (root / name).is_file()]
+        self.missing += [f"{name} ({where})" for name in absent]
+        return tuple(value)
 
     def _numbered_cells(self, row: Mapping[str, Any], where: str) -> dict[int, Any]:
         """Returns the cells with images by number from 1; empty ones keep theirs."""

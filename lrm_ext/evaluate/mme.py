@@ -32,7 +32,7 @@ from lrm_ext.evaluate.kind import (
     judge_locally,
     refuse_categories,
 )
-from lrm_ext.evaluate.official import Files, Questions, Row, Source, cell
+from lrm_ext.evaluate.official import IMAGE_SUFFIXES, Files, Questions, Row, Source, cell
 from lrm_ext.evaluate.reading import yes_no_vlmevalkit
 
 INSTRUCTION: Final = "Please answer yes or no."
@@ -41,7 +41,6 @@ CATEGORIES: Final = (*PERCEPTION, *COGNITION)
 TEXT_FOLDER: Final = "questions_answers_YN"
 IMAGE_FOLDER: Final = "images"
 RELEASE: Final = "MME_Benchmark_release_version"
-IMAGE_SUFFIXES: Final = (".jpg", ".png", ".jpeg", ".JPG", ".PNG")
 
 
 def parse_lmms_eval(text: str) -> str:

@@ -177,6 +177,7 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in (".tsv", ".parquet")
 
 
+IMAGE_SUFFIXES: Final = (".jpg", ".png", ".jpeg", ".JPG", ".PNG")
 SUFFIXES: Final = (".tsv", ".csv", ".json", ".jsonl", ".parquet")
 _DELIMITERS: Final = {".tsv": "\t", ".csv": ","}
 

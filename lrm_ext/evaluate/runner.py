@@ -251,7 +251,8 @@ def _unanswered(folder: Path, qs: QuestionSet, blind: bool) -> list[Item]:
 
 def _request(item: Item, qs: QuestionSet, blind: bool) -> Request:
     images = (None,) * len(item.images) if blind else qs.image_paths(item)
-    return Request(item.text, item.lang, images, item.options if qs.is_ranked else ())
+    options = item.options if qs.is_ranked else ()
+    return Request(item.text, item.lang, images, options, item.is_video)
 
 
 def _asking_order(
@@ -453,7 +454,7 @@ def _bare(item: Item, benchmark: str) -> Item:
             "of multiple choice, such as seed_bench"
         )
     text = item.question or item.text
-    check_places(text, len(item.images), f"{benchmark}: question {item.question_id}, for --rank")
+    check_places(text, item.num_places, f"{benchmark}: question {item.question_id}, for --rank")
     return replace(item, text=text)
 
 

@@ -428,6 +428,14 @@ def test_a_message_without_content_is_a_missing_parameter():
         )  # fmt: skip
 
 
+def test_a_video_is_refused_with_what_to_do():
+    for kind in ("video_url", "video"):
+        part = {"type": kind, kind: {"url": "data:video/mp4;base64,AA=="}}
+        with pytest.raises(ApiError, match="frames as parts of type image_url") as caught:
+            parse_chat_request({**GOOD, "messages": [{"role": "user", "content": [part]}]})
+        assert caught.value.param == "messages[0].content[0]"
+
+
 def test_the_log_names_an_unexpected_error():
     reply = CompletionReply()
     assert reply.fail(KeyError("x")).status == 500
