@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -62,6 +62,8 @@ class ChatFormat:
         source: The Jinja source; calls for today's date are replaced by `FIXED_DAY`.
         special_tokens: Names and texts of the special tokens, such as `("eos_token", "</s>")`.
         bos: What the tokenizer itself writes before a text; it is removed from the template's text.
+            Empty if it writes nothing, as where the template does not begin with BOS
+            (`apply_to`). Older checkpoints may have one that their template does not write.
     """
 
     source: str
@@ -71,6 +73,9 @@ class ChatFormat:
     @classmethod
     def of_tokenizer(cls, tokenizer: Any) -> ChatFormat:
         """Takes the template of a tokenizer, and checks that training can use it.
+
+        From then on the tokenizer adds no BOS that the template does not write, as its
+        `apply_chat_template` adds none.
 
         Raises:
             TemplateError: There is none, or it does not write every turn as it is, once, in order,
@@ -95,13 +100,12 @@ class ChatFormat:
                 f"fixed day, so prompts would change from day to day. {_WHAT_TO_DO}"
             )
         tokens = tokenizer.special_tokens_map.items()
-        adds_bos = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
-        found = cls(
-            source,
-            tuple((name, text) for name, text in tokens if isinstance(text, str)),
-            tokenizer.bos_token if adds_bos else "",
-        )
+        found = cls(source, tuple((name, text) for name, text in tokens if isinstance(text, str)))
+        if _adds_bos(tokenizer):
+            text, _ = found._write("", ("a",), True)
+            found = replace(found, bos=tokenizer.bos_token * text.startswith(tokenizer.bos_token))
         found.check()
+        found.apply_to(tokenizer)
         return found
 
     @classmethod
@@ -122,6 +126,11 @@ class ChatFormat:
                 f"{', '.join(types)}: two texts, and an object of texts."
             )
         return cls(data["source"], tuple(data["special_tokens"].items()), data["bos"])
+
+    def apply_to(self, tokenizer: Any) -> None:
+        """Stops a tokenizer from adding a BOS that the model was not trained with."""
+        if not self.bos and _adds_bos(tokenizer):
+            tokenizer.add_bos_token = False
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain data for `config.json`."""
@@ -253,6 +262,11 @@ class ChatFormat:
     @property
     def _has_marks(self) -> bool:
         return re.search(r"\{%-?\s*generation\s*-?%\}", self.source) is not None
+
+
+def _adds_bos(tokenizer: Any) -> bool:
+    """Tells whether a tokenizer adds BOS to a text."""
+    return bool(tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id])
 
 
 def _trimmed(text: str) -> Iterator[str]:

@@ -20,6 +20,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from llava.chat_format import ChatFormat
 from llava.errors import CheckpointError, ConfigError
 from llava.model.checkpoint import (
     PROJECTOR_FILE,
@@ -107,6 +108,8 @@ def load_pretrained_model(
     _check_weights(model_path, model_base, config)
     keywords = _keywords(load_8bit, load_4bit, device_map, device, use_flash_attn, kwargs)
     tokenizer = load_tokenizer(_tokenizer_of(model_path, model_base, given_base))
+    if (stored := (config.get("conversation") or {}).get("chat_template")) is not None:
+        ChatFormat.from_dict(stored).apply_to(tokenizer)  # it may be the base's
     if model_class is None:
         model, _ = _from_pretrained(AutoModelForCausalLM, model_base or model_path, **keywords)
     else:

@@ -18,6 +18,8 @@ from llava.conversation import (
 from llava.data.sample import SampleError, Turn
 from llava.data.tokenize import encode_turns, place_images
 from llava.errors import TemplateError
+from llava.mm_utils import tokenizer_image_token
+from llava.model.tokenizer import load_tokenizer
 
 SOURCES = Path(__file__).parents[2] / "golden" / "llava" / "chat_templates"
 SYSTEM = "Odgovaraj na hrvatskom."
@@ -175,6 +177,40 @@ def test_ids_are_those_of_the_tokenizer_itself(name):
     messages += [{"role": roles[turn.role], "content": turn.text} for turn in turns]
     wanted = tokenizer.apply_chat_template(messages, enable_thinking=False)["input_ids"]
     assert encode_turns(turns, conv, tokenizer).input_ids == wanted
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_bos_that_the_template_does_not_write_is_left_out(name, tmp_path):
+    """Every tokenizer adds BOS here; `apply_chat_template` adds none, and so do its users."""
+    end, *others = TOKENS[name]
+    bos = BOS.get(name, "<s>")
+    source = (SOURCES / f"{name}.jinja").read_text(encoding="utf-8")
+    tokenizer = make_tokenizer(source, end, others, bos)
+    conv = chat_conversation(tokenizer)
+    assert conv.chat_format.bos == (bos if name in BOS else "")
+    tokenizer.save_pretrained(tmp_path)
+    turns = [Turn("human", "Što?"), Turn("gpt", "Pas.")]
+    messages = [{"role": "user", "content": "Što?"}, {"role": "assistant", "content": "Pas."}]
+    wanted = tokenizer.apply_chat_template(messages, enable_thinking=False)["input_ids"]
+    for each in (tokenizer, load_tokenizer(tmp_path)):
+        found = encode_turns(turns, conv, each).input_ids
+        if name == "smollm_3":  # it writes today's date
+            found, wanted = found[:20], wanted[:20]
+        assert found == wanted
+        prompt = conv.copy()
+        prompt.append_message("user", "Što?")
+        prompt.append_message("assistant", None)
+        asked = tokenizer_image_token(prompt.get_prompt(), each)
+        assert asked.count(tokenizer.bos_token_id) == (name in BOS)
+
+
+def test_a_checkpoint_keeps_the_bos_that_it_was_trained_with():
+    tokenizer = make_tokenizer(CHATML, bos="<s>")
+    old = ChatFormat(CHATML, (("bos_token", "<s>"),), bos="<s>")
+    old.apply_to(tokenizer)
+    assert tokenizer("a").input_ids[0] == tokenizer.bos_token_id
+    ChatFormat(CHATML).apply_to(tokenizer)
+    assert tokenizer("a").input_ids[0] != tokenizer.bos_token_id
 
 
 def test_marks_of_the_template_decide_what_is_learnt():

@@ -62,7 +62,7 @@ def test_trained_stored_and_asked_in_the_same_format(base, run_lrm, corpus_path)
     stored = config["conversation"]
     assert (stored["name"], stored["sep"]) == ("auto", "<|im_end|>")
     assert stored["system"] == get_language("en").system
-    assert stored["chat_template"]["bos"] == "<s>"
+    assert stored["chat_template"]["bos"] == ""
     _, conv = select_conversation(config, "any")
     assert isinstance(conv, ChatConversation)
 
@@ -74,7 +74,7 @@ def test_trained_stored_and_asked_in_the_same_format(base, run_lrm, corpus_path)
     for request in requests:
         said = answerer._tokenizer.decode([i for i in answerer._encode(request) if i >= 0])
         assert get_language(request.lang).system in said
-        assert said.count("<s>") == 1
+        assert "<s>" not in said  # the template writes none
         assert said.endswith("<|im_start|> assistant\n")
     (losses,) = answerer.token_losses(requests[:1], ["Pas"])
     assert len(losses) >= 1
@@ -151,6 +151,6 @@ def test_the_exported_template_gives_the_ids_that_the_model_was_trained_with(bas
         [{"role": "user", "content": parts}], chat_template=source, tokenize=False
     )
     system = get_language("hr").system
-    assert text == f"<s><|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n<image>\nŠto?" + (
+    assert text == f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n<image>\nŠto?" + (
         "<|im_end|>\n"
     )
