@@ -598,7 +598,7 @@ class _Reader:
             DataError: There are none, or no folder that they are relative to.
         """
         column, root = self._columns.video, self._store.source
-        if root is None:
+        if not isinstance(root, Path):
             raise DataError(f"{where}: frames of videos are files; name their folder with --images")
         value = self._value(row, column)
         if isinstance(value, str) and value.startswith("["):

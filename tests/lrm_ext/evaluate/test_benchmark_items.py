@@ -26,7 +26,7 @@ def write(path, records):
 
 
 def test_reads_questions(tmp_path):
-    (item,) = read_items(write(tmp_path / "hr.jsonl", [record(extra=1)]), "hr")
+    (item,) = read_items(write(tmp_path / "hr.jsonl", [record(further=1)]), "hr")
     assert (item.question_id, item.answer, item.answer_type) == ("naming-0001", "mačka", "text")
 
 
