@@ -1,6 +1,6 @@
 """The `lrm` command: collects the commands of every package and lists them in the order of work.
 
-Each package that has commands holds them in `commands.py` with one function, `register(app)`, and
+Each package that has commands holds them in `commands.py`, in the Typer application `app`, and
 imports what it needs inside the command, so that `lrm --help` stays fast. `PANELS` says where
 `lrm --help` lists a command and how it sums it up.
 """
@@ -20,13 +20,11 @@ import typer.core
 import lrm_ext.corpus.commands
 import lrm_ext.evaluate.commands
 import lrm_ext.export.commands
-import lrm_ext.instructions.commands
 import lrm_ext.languages.commands
 import lrm_ext.mixture.commands
 import lrm_ext.plan.commands
 import lrm_ext.report.commands
 import lrm_ext.translate.commands
-import lrm_ext.vocabulary.commands
 from llava.errors import ConfigError, run_command
 
 PANELS: Final = {
@@ -94,15 +92,14 @@ for _package in (
     lrm_ext.languages.commands,
     lrm_ext.corpus.commands,
     lrm_ext.translate.commands,
-    lrm_ext.instructions.commands,
     lrm_ext.mixture.commands,
-    lrm_ext.vocabulary.commands,
     lrm_ext.plan.commands,
     lrm_ext.evaluate.commands,
     lrm_ext.report.commands,
     lrm_ext.export.commands,
 ):
-    _package.register(app)
+    app.add_typer(_package.app)
+lrm_ext.corpus.commands.app.command("score")(lrm_ext.translate.commands.score)
 
 
 @app.command("demo")
@@ -159,7 +156,7 @@ for _group, _name, _help in (
     (app, "mini", None),
     (app, "reproduce", None),
     (app, "bench", None),
-    (lrm_ext.corpus.commands.corpus_app, "build-emoji", _BUILD_EMOJI),
+    (lrm_ext.corpus.commands.app, "build-emoji", _BUILD_EMOJI),
 ):
     _group.command(
         _name,

@@ -20,15 +20,10 @@ if TYPE_CHECKING:
     from lrm_ext.corpus.importing import ImportResult
     from lrm_ext.corpus.validating import Findings
 
-corpus_app = typer.Typer(help="Build, unpack and inspect corpora.", no_args_is_help=True)
+app = typer.Typer(name="corpus", help="Build, unpack and inspect corpora.", no_args_is_help=True)
 
 
-def register(app: typer.Typer) -> None:
-    """Add `lrm corpus` to the command line."""
-    app.add_typer(corpus_app, name="corpus")
-
-
-@corpus_app.command("unpack-emoji")
+@app.command("unpack-emoji")
 def unpack_emoji(
     languages: list[str] = typer.Option(
         [], help="Codes, or all; repeat, or use commas. Default: the ten of the paper."
@@ -57,7 +52,7 @@ def unpack_emoji(
             )
 
 
-@corpus_app.command("import")
+@app.command("import")
 def import_(
     sources: list[str] = typer.Argument(
         None, help="PATH or FORMAT:PATH, one or more; --formats lists the formats."
@@ -103,7 +98,7 @@ def import_(
         _print_rules(result, rules or RULES_FILE, console)
 
 
-@corpus_app.command("text-images")
+@app.command("text-images")
 def text_images(
     lang: list[str] = typer.Option(..., help="Languages, as in hr,ru,hi."),
     out: Path = typer.Option(Path("text-images"), help="Folder to write."),
@@ -158,7 +153,7 @@ def text_images(
     console.print("\n".join(notes), markup=False)
 
 
-@corpus_app.command("export")
+@app.command("export")
 def export(
     corpus: Path = typer.Argument(..., help="Folder of the corpus."),
     lang: str = typer.Option("en", help='A language, or "all" with {lang} in --out.'),
@@ -189,7 +184,7 @@ def export(
         console.print(f"{path}: {exported.num_records:,} records{note}")
 
 
-@corpus_app.command("info")
+@app.command("info")
 def info(
     corpus: Path = typer.Argument(None, help="Folder; by default the built-in corpus."),
 ) -> None:
@@ -224,7 +219,7 @@ def info(
         _print_table(console, ("language", "engine", *STATUSES), by_engine)
 
 
-@corpus_app.command("show")
+@app.command("show")
 def show(
     corpus: Path = typer.Argument(None, help="Folder; by default the built-in corpus."),
     row: int = typer.Option(0, help="Number of the row; negative numbers count from the end."),
@@ -255,7 +250,7 @@ def show(
             console.print(f"    [dim]{escape(scores)}[/]")
 
 
-@corpus_app.command("diff")
+@app.command("diff")
 def diff(
     left: Path = typer.Argument(..., help="A corpus."),
     right: Path = typer.Argument(
@@ -292,7 +287,7 @@ def diff(
     raise typer.Exit(1 if counts else 0)
 
 
-@corpus_app.command("validate")
+@app.command("validate")
 def validate(
     path: str = typer.Argument(..., help="A corpus folder, or PATH or FORMAT:PATH of a dataset."),
     images: Path = typer.Option(Path(), help="Image folder of a dataset; a corpus knows its own."),
@@ -324,7 +319,7 @@ def validate(
     raise typer.Exit(1 if findings.num_errors else 0)
 
 
-@corpus_app.command("report")
+@app.command("report")
 def report(
     corpus: Path = typer.Argument(None, help="Folder; by default the built-in corpus."),
     out: Path = typer.Option(Path("report.html"), help="Page to write."),

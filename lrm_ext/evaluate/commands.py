@@ -25,18 +25,14 @@ if TYPE_CHECKING:
 _ALL = typer.Option(
     False, "--all", help="Every language; of more than 20 only the worst 10 have a row by default."
 )
-benchmark_app = typer.Typer(no_args_is_help=True, help="Benchmarks: files, questions, scores.")
+app = typer.Typer()
+benchmark_app = typer.Typer(
+    name="benchmark", no_args_is_help=True, help="Benchmarks: files, questions, scores."
+)
+app.add_typer(benchmark_app)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to `lrm`."""
-    app.add_typer(benchmark_app, name="benchmark")
-    app.command("eval")(evaluate)
-    app.command("report")(report)
-    app.command("compare")(compare)
-    app.command("inspect")(inspect)
-
-
+@app.command("eval")
 def evaluate(
     model: Path = typer.Option(
         ..., help="Folder of a checkpoint (LLaVA's or transformers'), or a name on the hub."
@@ -123,6 +119,7 @@ def _print_tables(result: EvalReport, console: Console, show_all: bool = False) 
     print_report(result, console, show_all)
 
 
+@app.command("report")
 def report(
     run: Path = typer.Argument(None, help="A run: the model's folder, or that of its results."),
     model: Path = typer.Option(None, help="The model's folder, if its results lie elsewhere."),
@@ -147,6 +144,7 @@ def report(
     console.print(f"Report: {page}", soft_wrap=True, highlight=False)
 
 
+@app.command("compare")
 def compare(
     a: Path = typer.Argument(help="A run: the model's folder, or that of its results."),
     b: Path = typer.Argument(help="The run that is judged against it."),
@@ -183,6 +181,7 @@ def compare(
         print_comparison(results, a, b, Console(), show_all)
 
 
+@app.command("inspect")
 def inspect(
     runs: list[Path] = typer.Argument(help="Models' folders, or those of their results."),
     benchmark_dir: Path = typer.Option(

@@ -10,15 +10,12 @@ from llava.errors import ConfigError, split_names
 from lrm_ext.languages.registry import canonical_codes
 
 export_app = typer.Typer(
-    help="Checkpoints, answers and benchmarks for other tools.", no_args_is_help=True
+    name="export", help="Checkpoints, answers and benchmarks for other tools.", no_args_is_help=True
 )
-import_app = typer.Typer(help="Checkpoints of other tools.", no_args_is_help=True)
-
-
-def register(app: typer.Typer) -> None:
-    """Adds `lrm export` and `lrm import` to the command line."""
-    app.add_typer(export_app, name="export")
-    app.add_typer(import_app, name="import")
+import_app = typer.Typer(name="import", help="Checkpoints of other tools.", no_args_is_help=True)
+app = typer.Typer()
+app.add_typer(export_app)
+app.add_typer(import_app)
 
 
 @export_app.command("hf")

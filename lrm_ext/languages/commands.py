@@ -1,4 +1,4 @@
-"""`lrm languages ...`: lists languages, drafts a new one, checks files, compares tokenizers."""
+"""`lrm languages ...`, `lrm probe`, `lrm extend-vocab`: what a language needs before training."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from llava.errors import split_names
-from lrm_ext.instructions.commands import MINI_TOKENIZER
+from llava.errors import ConfigError, split_names
+from llava.files import refuse_existing
 from lrm_ext.languages.grouping import SHORT_TABLE, group_name, table_rows
 from lrm_ext.languages.registry import (
     FOLDER_VARIABLE,
@@ -29,26 +29,26 @@ from lrm_ext.languages.registry import (
     reload_languages,
     user_dir,
 )
+from lrm_ext.mixture.commands import MINI_TOKENIZER
 
 if TYPE_CHECKING:
+    from lrm_ext.corpus.sentences import Pair
     from lrm_ext.languages.fertility import Fertility
     from lrm_ext.languages.probe import Probe
 
+_NUM_COMPARED = 2000
+app = typer.Typer()
 languages_app = typer.Typer(
+    name="languages",
     help="List the languages; draft, check and review a file; compare tokenizers.",
     invoke_without_command=True,
 )
+app.add_typer(languages_app)
 _FOLDER = typer.Option(
     None, "--dir", help=f"Folder of your own language files; default: ${FOLDER_VARIABLE}."
 )
 
 _ALL = "A row for each language, however many there are."
-
-
-def register(app: typer.Typer) -> None:
-    """Add `lrm languages` to the command line."""
-    app.add_typer(languages_app, name="languages")
-    app.command("probe")(probe)
 
 
 @languages_app.callback()
@@ -221,6 +221,7 @@ def _mean(results: Sequence[Fertility | Probe], langs: Sequence[str], name: str)
     return fmean(getattr(result, name) for result in results if result.lang in langs)
 
 
+@app.command("probe")
 def probe(
     bases: list[str] = typer.Option(
         ..., "--base", help="Folder of a base model, or its name on the Hub; repeat, or use commas."
@@ -309,6 +310,86 @@ def _print_probes(
     console.print("en = 1: as many as the same sentences need in English")
     if is_short:
         console.print(SHORT_TABLE)
+
+
+@app.command("extend-vocab")
+def extend_vocab(
+    model: Path | None = typer.Option(None, help="Folder of a model; its embeddings grow, too."),
+    tokenizer: Path | None = typer.Option(None, help="Folder of a tokenizer without a model."),
+    corpus: Path = typer.Option(..., help="A corpus folder with texts in the language."),
+    lang: str = typer.Option(..., help="Code of the language that needs pieces."),
+    num_pieces: int = typer.Option(2000, min=1, help="Largest number of new pieces."),
+    limit: int = typer.Option(
+        100_000, min=1, help="Rows of the corpus to learn from; every 20th is held out."
+    ),
+    out: Path = typer.Option(..., help="Folder to write; must not exist."),
+) -> None:
+    """Add pieces for a language to a SentencePiece tokenizer and its model.
+
+    Old pieces keep their ids and embeddings. The embedding of a new piece starts as the mean of the
+    pieces that it replaces. Train the model afterwards: until then, only prompts get shorter.
+    """
+    from llava.model.tokenizer import load_tokenizer
+    from lrm_ext.corpus.sentences import corpus_pairs, in_common
+    from lrm_ext.corpus.store import Corpus
+    from lrm_ext.vocabulary import extend as vocabulary
+
+    if (model is None) == (tokenizer is None):
+        raise ConfigError("give either --model or --tokenizer")
+    refuse_existing(out)
+    folder = model or tokenizer
+    assert folder is not None
+    opened = Corpus.open(corpus)
+    pieces = vocabulary.read_model(folder)
+    lang = canonical_code(lang)
+    texts = list(vocabulary.texts_of(opened, lang, limit))
+    extension = vocabulary.extend(pieces, folder, texts, num_pieces)
+    vocabulary.write_tokenizer(pieces, folder, out)
+    if model is not None:
+        vocabulary.write_model(model, out, extension)
+    console = Console(highlight=False, soft_wrap=True)
+    some = ", ".join(piece.text.replace("\u2581", "_") for piece in extension.pieces[:12])
+    console.print(
+        f"{len(extension.pieces):,} new pieces from id {extension.first_id:,} on: {some} ...",
+        markup=False,
+    )
+    if (num_new := len(extension.pieces)) < num_pieces:
+        console.print(
+            f"{num_new:,} of {num_pieces:,} pieces: in the {extension.num_words:,} words that were "
+            "read, no other two neighbouring pieces of a word occur "
+            f"{vocabulary.MIN_COUNT} times. More text (a larger corpus, --limit) gives more pieces",
+            markup=False,
+        )
+    learnt = {*texts, *(line for text in texts for line in text.splitlines())}
+    pairs = vocabulary.held_out_pairs(corpus, lang, learnt, _NUM_COMPARED)
+    measured_on = "sentences that it was not learnt from"
+    if not pairs:
+        measured_on = "that it was learnt from (no others are left), so too good"
+        pairs = in_common(corpus_pairs(corpus, None, _NUM_COMPARED))
+    _print_effect(console, load_tokenizer(folder), load_tokenizer(out), pairs, measured_on)
+    console.print(f"saved to {out}")
+
+
+def _print_effect(
+    console: Console, old: Any, new: Any, pairs: dict[str, list[Pair]], measured_on: str
+) -> None:
+    """Prints for each language how much shorter its texts get, and how many are split differently.
+
+    The model has not been trained on the new splits.
+    """
+    title = f"tokens a sentence, over {len(next(iter(pairs.values()))):,} {measured_on}"
+    table = Table("language", title=title, title_justify="left")
+    for heading in ("before", "after", "change"):
+        table.add_column(heading, justify="right")
+    shares = []
+    for lang, found in pairs.items():
+        cuts = [(old.tokenize(text), new.tokenize(text)) for _, text in found]
+        before, after = (fmean(map(len, side)) for side in zip(*cuts, strict=True))
+        change = f"{after / before - 1:+.1%}"
+        table.add_row(get_language(lang).name, f"{before:.2f}", f"{after:.2f}", change)
+        shares.append(f"{lang} {fmean(was != now for was, now in cuts):.1%}")
+    console.print(table)
+    console.print(f"sentences that are cut in another way than before: {', '.join(shares)}")
 
 
 def _counted(number: int, noun: str) -> str:

@@ -7,13 +7,10 @@ import json
 import typer
 from rich.console import Console
 
-
-def register(app: typer.Typer) -> None:
-    """Adds the command to `lrm`."""
-    settings = {"allow_extra_args": True, "ignore_unknown_options": True}
-    app.command("plan", context_settings=settings)(plan)
+app = typer.Typer()
 
 
+@app.command("plan", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def plan(
     context: typer.Context,
     preset: str = typer.Option("vicuna-13b", help="A preset of scripts/v1_5/presets/."),

@@ -17,16 +17,10 @@ if TYPE_CHECKING:
     from lrm_ext.report.settings import Setting
 
 _FIGURES: Final = (1, 4, 5, 6)
+app = typer.Typer()
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to `lrm`."""
-    app.command("table")(table)
-    app.command("figure")(figure)
-    app.command("modality-gap")(modality_gap)
-    app.command("plot-run")(plot_run)
-
-
+@app.command("table")
 def table(
     name: str = typer.Argument(help="1 to 4, or pangea, centurio, kaleidoscope, mmmb."),
     runs: list[str] = typer.Argument(
@@ -77,6 +71,7 @@ def table(
         typer.echo(formats[style](made), nl=False)
 
 
+@app.command("modality-gap")
 def modality_gap(
     model: Path = typer.Argument(help="Folder of a checkpoint."),
     corpus: Path = typer.Option(
@@ -122,6 +117,7 @@ def modality_gap(
     console.print(f"Features: {out}, numbers: {out.with_suffix('.json')}", soft_wrap=True)
 
 
+@app.command("figure")
 def figure(
     number: int = typer.Argument(help="Of the figure in the paper: 1, 4, 5 or 6."),
     runs: list[str] = typer.Argument(
@@ -197,6 +193,7 @@ def _scores(
                     typer.echo(f"missing: {label}, {one.name}, {lang}: {cell.reason}", err=True)
 
 
+@app.command("plot-run")
 def plot_run(
     runs: list[Path] = typer.Argument(..., help="Output folders of training runs."),
     out: Path = typer.Option(Path("loss.png"), help="Plot to write: .png, .svg or .pdf."),

@@ -25,16 +25,10 @@ _NOTHING_TO_DO = (
     "nothing to do: expected a corpus, --to and --engine, such as "
     "lrm translate corpus/ --to hr,cs --engine madlad; --list shows the engines."
 )
+app = typer.Typer()
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the commands to `lrm`."""
-    app.command("translate")(translate)
-    for group in app.registered_groups:
-        if group.name == "corpus" and group.typer_instance:
-            group.typer_instance.command("score")(score)
-
-
+@app.command("translate")
 def translate(
     corpus: Path = typer.Argument(None, help="Folder of the corpus."),
     to: list[str] = typer.Option([], help="Codes of languages; repeat, or use commas."),

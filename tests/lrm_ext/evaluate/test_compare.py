@@ -6,7 +6,6 @@ import json
 import re
 
 import pytest
-import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -103,14 +102,12 @@ def test_what_cannot_be_compared(runs, tmp_path):
 
 
 def test_command_line(runs, tmp_path):
-    app = typer.Typer()
-    commands.register(app)
     arguments = ["compare", *map(str, runs), "--replicates", "200"]
-    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    result = CliRunner().invoke(commands.app, arguments, catch_exceptions=False)
     text = " ".join(result.output.split())
     assert "b is better in cs; worse in de; not distinguishable in en" in text
     assert "would have been told" in text
-    result = CliRunner().invoke(app, [*arguments, "--json", "--languages", "cs"])
+    result = CliRunner().invoke(commands.app, [*arguments, "--json", "--languages", "cs"])
     content = json.loads(result.output)
     assert content["benchmarks"][0]["languages"][0]["verdict"] == "better"
     assert content["benchmarks"][0]["mean"] is None

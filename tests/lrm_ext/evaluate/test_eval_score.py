@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import pytest
-import typer
 from toy_benchmark import FakeAnswerer
 from typer.testing import CliRunner
 
@@ -102,12 +101,10 @@ def test_a_question_without_an_answer_is_an_error(config):
 
 
 def test_command_line(config, monkeypatch):
-    app = typer.Typer()
-    commands.register(app)
     flags = ["--model", str(config.model_path), "--benchmark-dir", str(config.benchmark_dir)]
     flags += ["--benchmarks", "toy", "--device", "cpu", "--max-new-tokens", "4"]
     cut = ["--limit", "3", "--languages", "en,hr", "--languages", "hr"]
-    result = CliRunner().invoke(app, ["eval", *flags, *cut], catch_exceptions=False)
+    result = CliRunner().invoke(commands.app, ["eval", *flags, *cut], catch_exceptions=False)
     assert result.exit_code == 0
     assert "Croatian" in result.output and "blind" in result.output
     page = config.results_dir / "report.html"
@@ -116,7 +113,7 @@ def test_command_line(config, monkeypatch):
     model, results = str(config.model_path), str(config.results_dir)
     for named in ([model], [results], ["--model", model], [model, "--out", results]):
         page.unlink()
-        result = CliRunner().invoke(app, ["report", *named], catch_exceptions=False)
+        result = CliRunner().invoke(commands.app, ["report", *named], catch_exceptions=False)
         assert "Croatian" in result.output and page.is_file()
     with pytest.raises(ConfigError, match="name a run"):
-        CliRunner().invoke(app, ["report"], catch_exceptions=False)
+        CliRunner().invoke(commands.app, ["report"], catch_exceptions=False)

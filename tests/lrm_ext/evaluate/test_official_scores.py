@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from llava.errors import ConfigError
@@ -307,18 +306,18 @@ def test_modes_that_cannot_be():
     ],
 )
 def test_command_line(tmp_path, name, block, field, scale):
-    app = typer.Typer()
-    commands.register(app)
     path = tmp_path / "answers.jsonl"
     rows = [{"question_id": n, **row} for n, row in enumerate(GOLDEN[block]["items"])]
     rows = [as_lrm_eval_writes(row) for row in rows]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     arguments = ["benchmark", "score", name, "--predictions", str(path)]
-    result = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
+    result = CliRunner().invoke(commands.app, [*arguments, "--json"], catch_exceptions=False)
     content = json.loads(result.output)
     assert content["headline"] == pytest.approx(scale * GOLDEN[block][field], abs=1e-6)
     assert content[field] == pytest.approx(GOLDEN[block][field], abs=1e-9)
     assert content["interval"]["low"] < content["headline"] < content["interval"]["high"]
     assert content["counts"]["answered"] == content["counts"]["questions"] == len(rows)
-    result = CliRunner().invoke(app, [*arguments, "--no-intervals"], catch_exceptions=False)
+    result = CliRunner().invoke(
+        commands.app, [*arguments, "--no-intervals"], catch_exceptions=False
+    )
     assert f"{len(rows)} of {len(rows)} questions are answered" in result.output

@@ -6,7 +6,6 @@ import shutil
 
 import official_files as files
 import pytest
-import typer
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -335,11 +334,9 @@ def test_a_mapping_of_ones_own_and_the_command_line(tmp_path):
     )
     write_pictures(tmp_path / "data" / "pics", ["a.png"])
     (tmp_path / "data" / "hr.csv").write_text("file,pitanje,odgovor\na.png,Što je?,pas\n", "utf-8")
-    app = typer.Typer()
-    commands.register(app)
 
     def run(*arguments):
-        return CliRunner().invoke(app, ["benchmark", *arguments], catch_exceptions=False)
+        return CliRunner().invoke(commands.app, ["benchmark", *arguments], catch_exceptions=False)
 
     out = tmp_path / "out" / "mine"
     result = run("import", str(mapping), str(tmp_path / "data"), "--out", str(out))

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-import typer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from typer.testing import CliRunner
 
@@ -13,8 +12,9 @@ from llava.data.sample import Turn
 from llava.errors import CheckpointError, ConfigError, DataError, TemplateError
 from lrm_ext.corpus.store import CorpusRow
 from lrm_ext.corpus.writer import CorpusWriter
-from lrm_ext.instructions import commands, get_instruction
+from lrm_ext.instructions import get_instruction
 from lrm_ext.instructions.inspection import encode_sample, load_tokenizer
+from lrm_ext.mixture import commands
 
 ROW = CorpusRow(
     "r0",
@@ -55,10 +55,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*arguments: str | Path) -> str:
-    app = typer.Typer()
-    app.callback()(lambda: None)
-    commands.register(app)
-    result = CliRunner().invoke(app, ["sample", *map(str, arguments)])
+    result = CliRunner().invoke(commands.app, ["sample", *map(str, arguments)])
     if result.exception is not None:
         raise result.exception
     return result.output

@@ -3,7 +3,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from llava.data.sample import Turn
@@ -30,11 +29,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*arguments: str | Path) -> str:
-    app = typer.Typer()
-    app.callback()(lambda: None)
-    commands.register(app)
     result = CliRunner(env={"COLUMNS": "160"}).invoke(
-        app, ["mixture", "show", *map(str, arguments)]
+        commands.app, ["mixture", "show", *map(str, arguments)]
     )
     if result.exception is not None:
         raise result.exception
