@@ -5,6 +5,7 @@ for a batch. Lengths are true token counts, where LLaVA counts words between bla
 for any Chinese question), with LLaVA's signs: positive with an image, negative for text only.
 The order is LLaVA's grouping, index for index: the same seeds give the same order. A megabatch is
 what all processes take in one step: `world_size * batch_size` samples.
+`EventCounts` counts what happens to samples in the processes that load them.
 Non-goals: left padding (generation does its own), packing (`llava.model.splice`), the mixture of
 languages.
 """
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, get_worker_info
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX
 from llava.conversation import Conversation
@@ -27,6 +28,31 @@ from llava.data.tokenize import encode_chunks, num_bos, place_images, render
 from llava.errors import ConfigError, DataError
 
 _BATCH_KEYS = {"image": "images", "image_features": "image_features"}
+_MAX_WORKERS = 64
+
+
+class EventCounts:
+    """Counts events by language, in memory that is shared with loader processes.
+
+    Args:
+        languages: Languages that are counted.
+        events: Names of the events.
+
+    Attributes:
+        counts: [processes, languages, events]; each process writes its own row, so that no locks
+            are needed.
+    """
+
+    def __init__(self, languages: Iterable[str], events: Sequence[str]) -> None:
+        self.languages, self.events = tuple(languages), tuple(events)
+        shape = (_MAX_WORKERS, len(self.languages), len(self.events))
+        self.counts = torch.zeros(shape, dtype=torch.int64).share_memory_()
+
+    def count(self, event: str, lang: str) -> None:
+        """Counts an event."""
+        worker = get_worker_info()
+        row = 0 if worker is None else 1 + worker.id % (_MAX_WORKERS - 1)
+        self.counts[row, self.languages.index(lang), self.events.index(event)] += 1
 
 
 @dataclass

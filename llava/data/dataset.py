@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from itertools import accumulate
@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 import llava.conversation as conversation_lib
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation
-from llava.data.batching import token_lengths
+from llava.data.batching import EventCounts, token_lengths
 from llava.data.records import Entry, RecordIndex, scan_records
 from llava.data.sample import UNKNOWN_LANG, DropPolicy, Sample, SampleError, has_leading_answer
 from llava.data.tokenize import encode_turns, is_labelled, place_images, render
@@ -35,31 +35,6 @@ from llava.model.tiles import Tiling, is_tiled
 log = logging.getLogger(__name__)
 
 _EVENTS = ("truncated", "truncated_answer", "nothing_learnt", "corrupt_image")
-_MAX_WORKERS = 64
-
-
-class EventCounts:
-    """Counts events by language, in memory that is shared with loader processes.
-
-    Args:
-        languages: Languages that are counted.
-        events: Names of the events.
-
-    Attributes:
-        counts: [processes, languages, events]; each process writes its own row, so that no locks
-            are needed.
-    """
-
-    def __init__(self, languages: Iterable[str], events: Sequence[str]) -> None:
-        self.languages, self.events = tuple(languages), tuple(events)
-        shape = (_MAX_WORKERS, len(self.languages), len(self.events))
-        self.counts = torch.zeros(shape, dtype=torch.int64).share_memory_()
-
-    def count(self, event: str, lang: str) -> None:
-        """Counts an event."""
-        worker = get_worker_info()
-        row = 0 if worker is None else 1 + worker.id % (_MAX_WORKERS - 1)
-        self.counts[row, self.languages.index(lang), self.events.index(event)] += 1
 
 
 def num_ids_within(input_ids: Sequence[int], positions: Sequence[int], limit: int) -> int:

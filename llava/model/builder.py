@@ -36,13 +36,9 @@ from llava.model.checkpoint import (
     weight_paths,
 )
 from llava.model.families import (
-    PREFIX,
-    family_of_class,
-    find_family,
-    refuse_foreign,
     text_part,
 )
-from llava.model.language_model.causal_lm import get_family
+from llava.model.language_model.causal_lm import model_class_of
 from llava.model.multimodal_encoder.families import portable_tower
 from llava.model.multimodal_projector.builder import (
     load_adapter,
@@ -403,45 +399,6 @@ def _context_len(config: Any) -> int:
     longest = MultimodalConfig.from_config(config).max_sequence_length
     positions = context_limit(config) or DEFAULT_CONTEXT_LEN
     return min(DEFAULT_CONTEXT_LEN, positions) if longest is None else longest
-
-
-def model_class_of(config: dict[str, Any], where: str, model_name: str = "") -> Any:
-    """Returns the multimodal class for a configuration, or None for a text-only model.
-
-    Args:
-        config: Content of `config.json`.
-        where: Its place, for messages.
-        model_name: What to go by where the type is `llava` and no architecture is written.
-
-    Raises:
-        ConfigError: A format that is not supported.
-    """
-    refuse_foreign(config, where)
-    model_type = str(config.get("model_type"))
-    has_tower = "mm_vision_tower" in config
-    # only a type such as `llava_mistral` says it: forks write also the language model's own, or
-    # `llava`, beside a class that does
-    is_decisive = model_type.startswith(PREFIX)
-    architecture = (config.get("architectures") or [None])[0]
-    family = None if is_decisive else family_of_class(architecture)
-    if model_type in ("llava", "llava_next") and not has_tower and family is None:
-        raise ConfigError(
-            f"{where} is in the format of transformers' own {model_type!r} model, not in LLaVA's "
-            "(no mm_vision_tower in config.json): load it with transformers, or convert it with "
-            "`lrm import hf`"
-        )
-    if not has_tower and not is_decisive and family is None:
-        return None
-    if family is None and model_type == "llava":
-        family = _family_of(model_name)
-    return get_family(find_family(family or model_type, where)).model_class
-
-
-def _family_of(model_name: str) -> str:
-    """Returns the language model of a checkpoint that says only that it is LLaVA's."""
-    family = next((part for part in ("mpt", "mistral") if part in model_name.lower()), "llama")
-    log.warning("%s: config.json names no language model, taking %s", model_name, family)
-    return family
 
 
 def read_model_config(model_class: Any, path: str | None) -> Any:

@@ -17,8 +17,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llava.errors import CheckpointError, flag, make_parser, run_script
-from llava.model.builder import model_class_of
 from llava.model.checkpoint import check_complete, kind_of, read_config
+from llava.model.language_model.causal_lm import model_class_of
 from llava.model.multimodal_encoder.families import portable_tower
 from llava.model.tokenizer import load_tokenizer
 

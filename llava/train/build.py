@@ -39,7 +39,6 @@ from llava.conversation import (
     get_conversation,
 )
 from llava.errors import CheckpointError, ConfigError
-from llava.model.builder import model_class_of
 from llava.model.checkpoint import (
     LANGUAGE_PART,
     PROJECTOR_FILE,
@@ -52,7 +51,7 @@ from llava.model.checkpoint import (
     split_parts,
 )
 from llava.model.families import MULTIMODAL_PARTS, linear_layers, text_part
-from llava.model.language_model.causal_lm import choose_attention
+from llava.model.language_model.causal_lm import choose_attention, model_class_of
 from llava.model.tiles import VIDEO_LAYOUT, Tiling
 from llava.model.tokenizer import load_tokenizer, resize_to_tokenizer
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments

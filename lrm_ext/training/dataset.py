@@ -30,7 +30,7 @@ from torch.utils.data import Dataset, Sampler
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import ChatConversation, Conversation, get_conversation
-from llava.data.dataset import EventCounts
+from llava.data.batching import EventCounts
 from llava.data.sample import Sample, SampleError, Turn
 from llava.data.tokenize import encode_turns, place_images
 from llava.errors import DataError

@@ -200,7 +200,7 @@ def _load(folder: Path) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
-    from llava.model.builder import model_class_of
+    from llava.model.language_model.causal_lm import model_class_of
 
     config = read_config(folder)
     if config is None:

@@ -2,8 +2,9 @@
 
 `LlavaCausalLM` is mixed in before a `...ForCausalLM` class of transformers; the head, and what a
 family does to the logits besides, stay those of that class. `get_family` makes the classes of any
-family that `llava.model.families` lists. In: token ids with image sentinels, and images (or cached
-features of the frozen tower). Out: the loss over supervised positions, logits, or new tokens.
+family that `llava.model.families` lists, and `model_class_of` finds that of a `config.json`. In:
+token ids with image sentinels, and images (or cached features of the frozen tower). Out: the loss
+over supervised positions, logits, or new tokens.
 
 Batches may be packed: samples lie one after the other in a single row, without padding. For that
 `packed_sdpa` is registered with transformers: torch's SDPA once per sample, so that cost grows with
@@ -16,6 +17,7 @@ Legend: B rows, T tokens, L spliced positions, N images, P features of an image,
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -50,16 +52,21 @@ from llava.model.checkpoint import (
     with_old_level,
 )
 from llava.model.families import (
+    PREFIX,
     checked_families,
     class_names,
     family_of_class,
+    find_family,
     has_text_part,
     model_type_of,
+    refuse_foreign,
     text_part_names,
 )
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.loss import causal_lm_loss, has_liger
 from llava.model.splice import pad_rows
+
+log = logging.getLogger(__name__)
 
 PACKED_SDPA = "packed_sdpa"
 
@@ -705,3 +712,42 @@ def __getattr__(name: str) -> Any:
     made = get_family(family)
     classes = (made.config_class, made.inner_class, made.model_class)
     return classes[class_names(family).index(name)]
+
+
+def model_class_of(config: dict[str, Any], where: str, model_name: str = "") -> Any:
+    """Returns the multimodal class for a configuration, or None for a text-only model.
+
+    Args:
+        config: Content of `config.json`.
+        where: Its place, for messages.
+        model_name: What to go by where the type is `llava` and no architecture is written.
+
+    Raises:
+        ConfigError: A format that is not supported.
+    """
+    refuse_foreign(config, where)
+    model_type = str(config.get("model_type"))
+    has_tower = "mm_vision_tower" in config
+    # only a type such as `llava_mistral` says it: forks write also the language model's own, or
+    # `llava`, beside a class that does
+    is_decisive = model_type.startswith(PREFIX)
+    architecture = (config.get("architectures") or [None])[0]
+    family = None if is_decisive else family_of_class(architecture)
+    if model_type in ("llava", "llava_next") and not has_tower and family is None:
+        raise ConfigError(
+            f"{where} is in the format of transformers' own {model_type!r} model, not in LLaVA's "
+            "(no mm_vision_tower in config.json): load it with transformers, or convert it with "
+            "`lrm import hf`"
+        )
+    if not has_tower and not is_decisive and family is None:
+        return None
+    if family is None and model_type == "llava":
+        family = _family_of(model_name)
+    return get_family(find_family(family or model_type, where)).model_class
+
+
+def _family_of(model_name: str) -> str:
+    """Returns the language model of a checkpoint that says only that it is LLaVA's."""
+    family = next((part for part in ("mpt", "mistral") if part in model_name.lower()), "llama")
+    log.warning("%s: config.json names no language model, taking %s", model_name, family)
+    return family

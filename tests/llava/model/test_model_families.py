@@ -8,10 +8,9 @@ from transformers import AutoConfig
 
 import llava.model
 from llava.errors import ConfigError
-from llava.model.builder import model_class_of
 from llava.model.families import checked_families, family_names, find_family
 from llava.model.language_model import causal_lm
-from llava.model.language_model.causal_lm import choose_attention, get_family
+from llava.model.language_model.causal_lm import choose_attention, get_family, model_class_of
 from tools.families import ROOT, SPECIAL, TABLE, Case, check, page, tiny_config
 
 QUICK = ("qwen3", "gemma", "gemma2", "gemma3_text", "cohere", "granite", "mixtral", "falcon")

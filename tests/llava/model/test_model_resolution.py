@@ -11,7 +11,7 @@ from tiny_towers import TOWERS, photograph, write_tower
 from llava.errors import ConfigError
 from llava.images import expand2square
 from llava.mm_utils import get_anyres_image_grid_shape, process_images
-from llava.model.builder import model_class_of
+from llava.model.language_model.causal_lm import model_class_of
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.splice import merge_spatial
 from llava.model.tiles import Tiling, is_tiled, read_pinpoints
