@@ -3,6 +3,7 @@
 import io
 import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,23 @@ def llama_tokenizer():
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the client of chat services wait a hundredth of a second before it tries again."""
     monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.01)
+
+
+@pytest.fixture
+def serve(quick_retries: None) -> Iterator[Callable[[Any], Any]]:
+    """Start a chat service: `serve(fake_chat.ChatService(table))`; its `url` is set."""
+    from fake_chat import start_server
+
+    servers: list[Any] = []
+
+    def start(service: Any) -> Any:
+        servers.append(start_server(service))
+        return service
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.fixture

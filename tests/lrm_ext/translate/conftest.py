@@ -1,15 +1,13 @@
-"""A corpus made of records, and a chat service that is stopped after the test."""
+"""A corpus made of records."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from http.server import ThreadingHTTPServer
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_chat import ChatService, start_server
 
 from lrm_ext.corpus.importing import import_llava
 
@@ -25,18 +23,3 @@ def make_corpus(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return make
-
-
-@pytest.fixture
-def serve(quick_retries: None) -> Iterator[Callable[[ChatService], ChatService]]:
-    """Start a service: `serve(ChatService(table))`; its `url` is set."""
-    servers: list[ThreadingHTTPServer] = []
-
-    def start(service: ChatService) -> ChatService:
-        servers.append(start_server(service))
-        return service
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
