@@ -16,12 +16,21 @@ from llava.errors import ConfigError, DataError, split_names
 from lrm_ext.languages.registry import canonical_codes
 
 if TYPE_CHECKING:
+    from lrm_ext.evaluate.judging import JudgeConfig
     from lrm_ext.evaluate.registry import Benchmark
     from lrm_ext.evaluate.report import EvalReport
+    from lrm_ext.evaluate.results import RunResult
     from lrm_ext.evaluate.runner import EvalConfig
     from lrm_ext.evaluate.translating import Correction, LanguagePairs, Target, Translation
     from lrm_ext.translate.runner import Job
 
+_JUDGE_URL = typer.Option(None, help="Address of the judge: OpenAI's chat interface, to /v1.")
+_JUDGE_BUDGET = typer.Option(
+    None, min=1, help="Stop before the judge uses more tokens, in all runs with its cache."
+)
+_JUDGE_OPTION = typer.Option(
+    [], help="name=value as of engine openai: concurrency, budget_usd, key_variable, ..."
+)
 _ALL = typer.Option(
     False, "--all", help="Every language; of more than 20 only the worst 10 have a row by default."
 )
@@ -74,6 +83,12 @@ def evaluate(
     ),
     fresh: bool = typer.Option(False, "--fresh", help="Delete earlier answers first."),
     table: bool = typer.Option(True, help="Print the tables at the end."),
+    judge: str = typer.Option(
+        None, help="Have this model judge open answers, where a benchmark names a rubric."
+    ),
+    judge_url: str = _JUDGE_URL,
+    judge_budget: int = _JUDGE_BUDGET,
+    judge_option: list[str] = _JUDGE_OPTION,
 ) -> None:
     """Measure a model in all languages; what is answered already is not asked again.
 
@@ -89,12 +104,33 @@ def evaluate(
         base_url=base_url, max_tokens_field=max_tokens_field, temperature=temperature, rank=rank,
         text_only=text_only,
     )  # fmt: skip
-    _evaluate(config, table)
+    judging = _judging(judge, judge_url, judge_budget, judge_option, config.results_dir)
+    _evaluate(config, table, judging)
 
 
-def _evaluate(config: EvalConfig, table: bool) -> None:
+def _judging(
+    model: str | None, url: str | None, budget: int | None, options: list[str], folder: Path
+) -> JudgeConfig | None:
+    """Returns the settings of a judge, whose replies are kept in a folder of results."""
+    if model is None:
+        if url or budget or options:
+            raise ConfigError("--judge-url, --judge-budget and --judge-option need --judge MODEL")
+        return None
+    if url is None:
+        raise ConfigError("--judge needs --judge-url, such as http://127.0.0.1:8000/v1")
+    from lrm_ext.evaluate.judging import CACHE_FILE, JudgeConfig
+    from lrm_ext.translate.engines.base import split_options
+
+    budgets = [f"budget_tokens={budget}"] if budget is not None else []
+    found = split_options([*options, *budgets], ["openai"])["openai"]
+    return JudgeConfig(model, url, folder / CACHE_FILE, options=found)
+
+
+def _evaluate(config: EvalConfig, table: bool, judging: JudgeConfig | None = None) -> None:
     import transformers
 
+    from lrm_ext.evaluate.judging import ModelJudge, refuse_without_rubric
+    from lrm_ext.evaluate.registry import get_benchmark
     from lrm_ext.evaluate.report import score_run
     from lrm_ext.evaluate.runner import EvalRanks, run_evaluation
     from lrm_ext.report.evaluation import write_report
@@ -103,10 +139,15 @@ def _evaluate(config: EvalConfig, table: bool) -> None:
     if not console.is_terminal:
         transformers.utils.logging.disable_progress_bar()
     ranks = EvalRanks.from_environment()
+    judge = None
+    if judging is not None:
+        refuse_without_rubric([get_benchmark(n, config.benchmark_dir) for n in config.names()])
+        judge = ModelJudge(judging) if ranks.is_first else None
     sets = run_evaluation(config, ranks=ranks)
     if not ranks.is_first:
         return
-    result = score_run(config, sets, command="lrm " + shlex.join(sys.argv[1:]))
+    command = "lrm " + shlex.join(sys.argv[1:])
+    result = score_run(config, sets, command, judge.judge if judge else None)
     page = write_report(result, config.results_dir, config.model_path)
     if table:
         _print_tables(result, console)
@@ -312,6 +353,80 @@ def score(
         typer.echo(json.dumps(content, ensure_ascii=False, indent=1))
     else:
         print_score(content, Console())
+
+
+@benchmark_app.command("judge")
+def judge_answers(
+    run: Path = typer.Argument(help="A run: the model's folder, or that of its results."),
+    judge: str = typer.Option(None, help="The model that judges; none: show what is stored."),
+    judge_url: str = _JUDGE_URL,
+    judge_budget: int = _JUDGE_BUDGET,
+    judge_option: list[str] = _JUDGE_OPTION,
+    benchmarks: list[str] = typer.Option([], help="Names; repeat, or use commas. Default: all."),
+    languages: list[str] = typer.Option([], help="Codes; repeat, or use commas. Default: all."),
+    rubric: str = typer.Option(
+        "", help="In place of a benchmark's own: xchat, alm-bench, ... (docs/judging.md)."
+    ),
+    against: Path = typer.Option(None, help="For pairs: another run, whose answers are B."),
+    sample: int = typer.Option(1, min=1, help="2, 3, ...: judge once more, with this seed."),
+    as_json: bool = typer.Option(False, "--json", help="Print scores and agreement as JSON."),
+) -> None:
+    """Have a model judge the answers of a run, and say how far judges agree."""
+    from dataclasses import replace as changed
+
+    from lrm_ext.evaluate.judging import ModelJudge
+    from lrm_ext.evaluate.report import add_judged
+    from lrm_ext.evaluate.results import answer_files, open_result, predictions_dir
+
+    folder = predictions_dir(run).parent
+    config = _judging(judge, judge_url, judge_budget, judge_option, folder)
+    model = None
+    if config is not None:
+        model = ModelJudge(changed(config, rubric=rubric, opponent=against, sample=sample))
+    names, codes = split_names(benchmarks), canonical_codes(languages)
+    judged: list[RunResult] = []
+    for (name, lang), path in answer_files(run).items():
+        if (not names or name in names) and (not codes or lang in codes):
+            open_judged = open_result if model is None else model.judge_stored
+            result = open_judged(path, name, lang)
+            judged += [result] if result.judges() else []
+            if model is not None and result.judges():
+                add_judged(folder, [result])
+    if not judged:
+        raise ConfigError(
+            f"{run}: nothing to show: no answers to a benchmark that names a rubric, or none "
+            "judged so far; give --judge MODEL, and --rubric NAME if the benchmark names none"
+        )
+    _print_judged(judged, as_json)
+    if model is not None and not as_json:
+        counts = ", ".join(f"{what} {number:,}" for what, number in model.counts.items())
+        Console().print(f"this run: {counts}", highlight=False, soft_wrap=True)
+
+
+def _print_judged(results: list[RunResult], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from lrm_ext.evaluate.judging import agreements
+    from lrm_ext.report.evaluation import print_score
+
+    console, content = Console(), []
+    for result in results:
+        reports = [result.score(mode) for mode in result.judges()]
+        scores = [{**report.to_json(), "interval": report.interval()} for report in reports]
+        pairs = [{"a": a, "b": b, **asdict(v)} for (a, b), v in agreements(result).items()]
+        content.append({"scores": scores, "agreement": pairs})
+        for score in scores if not as_json else ():
+            print_score(score, console)
+        for pair in pairs if not as_json else ():
+            figures = ((name, pair[name]) for name in ("kappa", "spearman"))
+            said = ", ".join(f"{name} {value:.3f}" for name, value in figures if value is not None)
+            console.print(
+                f"{pair['a']} and {pair['b']} agree on {100 * pair['equal']:.1f} % of "
+                f"{pair['num']} answers" + (f" ({said})" if said else ""),
+                highlight=False, soft_wrap=True,
+            )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(content, ensure_ascii=False, indent=1))
 
 
 @benchmark_app.command("translate")

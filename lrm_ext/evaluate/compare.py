@@ -200,7 +200,13 @@ def _score_pair(name: str, lang: str, path_a: Path, path_b: Path, mode: str | No
             f"{path_a} and {path_b}: {len(changed)} questions have another wording or expected "
             f"answer ({', '.join(changed[:_NUM_SHOWN])}); they are of different versions"
         )
-    return first.score(mode), second.score(mode)
+    modes = [one.mode_for(mode) for one in (first, second)]
+    if modes[0] != modes[1]:
+        raise DataError(
+            f"{path_a} is read as {modes[0]}, {path_b} as {modes[1]}; scores of different judges "
+            "are not compared: judge both by one, or name one that both have with --mode"
+        )
+    return first.score(modes[0]), second.score(modes[1])
 
 
 def _compare(
@@ -242,7 +248,7 @@ def _language(first: ScoreReport, second: ScoreReport, found: Difference, p: flo
     right_a, right_b = first.right_by_question, second.right_by_question
     only_a = sum(right_a[key] and not right_b[key] for key in right_a)
     only_b = sum(right_b[key] and not right_a[key] for key in right_a)
-    has_right = first.kind != "captions"
+    has_right = all(verdict.value is None for verdict in first.verdicts)
     return _judged(
         lang=first.lang,
         mode=first.mode,

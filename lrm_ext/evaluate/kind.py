@@ -9,9 +9,9 @@ scorers belong to their benchmarks (`mme.py`, `pope.py`, ...).
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -43,6 +43,11 @@ if TYPE_CHECKING:
 
 LOCAL: Final = "local"
 OFFICIAL: Final = "official"
+JUDGE: Final = "judge:"
+"""Begins the modes of a judge, `judge:RUBRIC:MODEL`: no rule reads those, verdicts are stored."""
+UNDECIDED_REPLY: Final = "undecided: "  # and why a reply of a judge decides nothing
+PAIR_OUTCOMES: Final = ("win", "loss", "tie", "flip")
+"""Of an answer against another; a flip is a tie, because the judge changes with their order."""
 UNPARSED: Final = frozenset({"other", "unparsed"})
 MISSING: Final = "missing"
 NUM_SHOWN: Final = 5
@@ -471,6 +476,8 @@ class Kind:
             ConfigError: There is no such mode, or it needs more than texts.
         """
         mode = wanted or (self.default_mode if lang == "en" else LOCAL)
+        if mode.startswith(JUDGE):
+            return mode
         mode = self.aliases.get(mode, mode)
         if mode in self.refused:
             raise ConfigError(f"{self.name} cannot be scored in mode {mode}: {self.refused[mode]}")
@@ -478,6 +485,81 @@ class Kind:
             known = ", ".join(dict.fromkeys((*self.modes, *self.aliases)))
             raise ConfigError(f"{self.name} has no mode {mode!r}; choose from {known}")
         return mode
+
+
+def judged_kind(kind: Kind, mode: str) -> Kind:
+    """Returns a kind that counts the verdicts of a judge; what it left undecided is left out.
+
+    Args:
+        kind: The kind of the benchmark.
+        mode: `judge:RUBRIC:MODEL`.
+    """
+    rubric, _, model = mode.removeprefix(JUDGE).partition(":")
+    return replace(
+        kind,
+        headline=f"score by {model} ({rubric})",
+        maximum=100.0,
+        default_mode=mode,
+        count=_count_judged,
+        details=_judged_details,
+        outcomes=None,
+    )
+
+
+def _count_judged(items: Sequence[Item], verdicts: Sequence[Verdict], mode: str) -> UnitCounts:
+    """Sums marks and what they are out of.
+
+    Raises:
+        DataError: Nothing is decided.
+    """
+    units = gather(
+        ((v.unit, "", dict(enumerate(_marks(v)))) for v in verdicts), 2, _judged_percentage
+    )
+    if not units.counts[:, 1].any():
+        raise DataError(f"{mode}: the judge decided on none of {len(verdicts)} answers")
+    return units
+
+
+def _marks(verdict: Verdict) -> tuple[float, float]:
+    """Returns the mark of an answer, and the mark that is 100 percent."""
+    if verdict.parsed.startswith(UNDECIDED_REPLY):
+        return 0.0, 0.0
+    own, slash, reference = verdict.parsed.partition("/")  # of an answer and its reference
+    if slash:
+        return float(own), float(reference)
+    return float(verdict.correct) if verdict.value is None else verdict.value, 1.0
+
+
+def _judged_percentage(sums: Array) -> Array:
+    """Turns (mark, out of) into percent; a draw of the bootstrap may have nothing decided."""
+    return 100.0 * sums[..., 0] / np.maximum(sums[..., 1], 1.0)
+
+
+def _judged_details(
+    items: Sequence[Item], verdicts: Sequence[Verdict], mode: str
+) -> dict[str, Any]:
+    """Returns how many answers are decided, why others are not, and marks by category."""
+    said = Counter(v.parsed for v in verdicts)
+    undecided = {
+        parsed.removeprefix(UNDECIDED_REPLY): number
+        for parsed, number in said.items()
+        if parsed.startswith(UNDECIDED_REPLY)
+    }
+    decided = [v for v in verdicts if not v.parsed.startswith(UNDECIDED_REPLY)]
+    by_category = gather(
+        ((v.category, "", dict(enumerate(_marks(v)))) for v in decided), 2, _judged_percentage
+    )
+    per_category = by_category.combine(by_category.counts) / 100
+    return {
+        "judged": {
+            "decided": len(decided),
+            "of": len(verdicts),
+            "undecided": undecided,
+            "outcomes": {outcome: said[outcome] for outcome in PAIR_OUTCOMES if outcome in said},
+        },
+        "per_category": dict(zip(by_category.units, per_category.tolist(), strict=True)),
+        "num_per_category": dict(Counter(v.category for v in decided)),
+    }
 
 
 def refuse_categories(items: Iterable[Item], known: Sequence[str], name: str) -> None:

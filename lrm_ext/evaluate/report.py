@@ -13,8 +13,8 @@ import os
 import platform
 import shutil
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -38,6 +38,7 @@ from lrm_ext.evaluate.statistics import num_majority_correct, wilson_interval
 from lrm_ext.languages import get_language
 
 if TYPE_CHECKING:
+    from lrm_ext.evaluate.registry import Benchmark
     from lrm_ext.evaluate.runner import EvalConfig, QuestionSet
 
 log = logging.getLogger(__name__)
@@ -268,13 +269,19 @@ def mean_of(groups: Iterable[GroupScore | None], name: str = "accuracy") -> floa
     return sum(known) / len(known) if known else None
 
 
-def score_run(config: EvalConfig, sets: Sequence[QuestionSet], command: str) -> EvalReport:
+def score_run(
+    config: EvalConfig,
+    sets: Sequence[QuestionSet],
+    command: str,
+    judge: Callable[[RunResult, Benchmark], object] | None = None,
+) -> EvalReport:
     """Scores all answers of a run; writes `scores.jsonl`, `report.json` and the example images.
 
     Args:
         config: The run.
         sets: Its questions, as `run_evaluation` returned them.
         command: The command line, for the report.
+        judge: Has a model judge the answers to a benchmark in a language; None for no model.
 
     Raises:
         DataError: A question has no answer.
@@ -283,6 +290,8 @@ def score_run(config: EvalConfig, sets: Sequence[QuestionSet], command: str) -> 
     results: list[RunResult] = []
     for name, group in itertools.groupby(sets, key=lambda qs: qs.benchmark.name):
         found = [(qs, _open_asked(config, qs)) for qs in group]
+        for qs, result in found if judge else ():
+            judge(result, qs.benchmark)
         languages = tuple(_language_result(qs, result) for qs, result in found)
         benchmarks.append(BenchmarkResult(name, languages, _examples(config, found)))
         results += [result for _, result in found]
@@ -411,11 +420,12 @@ def _headlines(result: RunResult) -> tuple[Headline, ...]:
 
     English answers are read by the English scorers' rules and, for comparison, by the rules for any
     language; other languages by the latter only. Where a set's owner has a rule, all are read by
-    it, too; a package or options that it lacks cost its row alone.
+    it, too; a package or options that it lacks cost its row alone. Each judge that judged the
+    answers has a row.
     """
     headlines: list[Headline] = []
-    kind = result.kind
-    for mode in dict.fromkeys((kind.mode_for(result.lang), LOCAL, *kind.beside)):
+    kind, judges = result.kind, result.judges()
+    for mode in dict.fromkeys((kind.mode_for(result.lang), LOCAL, *kind.beside, *judges)):
         try:
             report = result.score(mode)
         except UserError as error:
@@ -423,6 +433,7 @@ def _headlines(result: RunResult) -> tuple[Headline, ...]:
                 raise
             log.warning("%s %s: no row %s: %s", result.benchmark, result.lang, mode, error)
             continue
+        has_blind = result.blind is not None and mode not in judges
         found = report.interval()
         headlines.append(
             Headline(
@@ -432,11 +443,39 @@ def _headlines(result: RunResult) -> tuple[Headline, ...]:
                 low=found["low"],
                 high=found["high"],
                 method=found["method"],
-                blind=None if result.blind is None else result.units(mode, blind=True).score(),
+                blind=result.units(mode, blind=True).score() if has_blind else None,
                 details=report.to_json(),
             )
         )
     return tuple(headlines)
+
+
+def add_judged(folder: Path, results: Sequence[RunResult]) -> None:
+    """Stores the verdicts of judges, and adds their scores to `report.json` if there is one.
+
+    Args:
+        folder: The folder of results.
+        results: The results that were judged.
+    """
+    store_results(folder, results)
+    if not (folder / REPORT_FILE).is_file():
+        return
+    judged = {(result.benchmark, result.lang): result for result in results}
+
+    def renewed(name: str, one: LanguageResult) -> LanguageResult:
+        if (name, one.lang) not in judged or not one.headlines:
+            return one
+        result = judged[name, one.lang]
+        own = [headline for headline in one.headlines if headline.mode not in result.judges()]
+        fresh = [h for h in _headlines(result) if h.mode in result.judges()]
+        return replace(one, headlines=(*own, *fresh))
+
+    report = EvalReport.read(folder)
+    benchmarks = tuple(
+        replace(one, languages=tuple(renewed(one.name, lang) for lang in one.languages))
+        for one in report.benchmarks
+    )
+    replace(report, benchmarks=benchmarks).write(folder)
 
 
 def _examples(

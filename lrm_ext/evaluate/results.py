@@ -28,8 +28,10 @@ from llava.eval.records import read_json, read_json_lines
 from llava.files import write_atomically
 from lrm_ext.evaluate.items import LETTERS, Item, stated_gold
 from lrm_ext.evaluate.kind import (
+    JUDGE,
     MISSING,
     UNDECIDED,
+    UNDECIDED_REPLY,
     UNPARSED,
     Kind,
     Reading,
@@ -37,6 +39,7 @@ from lrm_ext.evaluate.kind import (
     Verdict,
     fidelity,
     judge_answers,
+    judged_kind,
     percentage,
     text_answers,
 )
@@ -51,6 +54,7 @@ log = logging.getLogger(__name__)
 
 PREDICTIONS_DIR: Final = "predictions"
 SCORES_FILE: Final = "scores.jsonl"
+JUDGES_DIR: Final = Path(__file__).parent / "judges"
 # Raise it when a change of the code makes other verdicts: stored ones are judged again.
 RULES_VERSION: Final = 1
 ENGLISH: Final = "en"
@@ -200,15 +204,21 @@ class RunResult:
         """Returns one verdict a question, in their order; judges on the first call for a mode.
 
         Args:
-            mode: How to read answers; by default the kind's own for English, `local` otherwise.
+            mode: How to read answers; see `mode_for`.
             blind: Take the answers without the image, which must be there.
 
         Raises:
             ConfigError: The mode or language is unknown.
-            DataError: A question has no answer, or no expected one.
+            DataError: A question has no answer, or no expected one; or no judge was asked.
         """
-        mode = self.kind.mode_for(self.lang, mode)
+        mode = self.mode_for(mode)
         if (mode, blind) not in self.known:
+            if mode.startswith(JUDGE):
+                raise DataError(
+                    f"{self.benchmark} {self.lang}: no verdicts of {mode} on these answers; there "
+                    f"are those of {', '.join(self.judges()) or 'no judge'}; `lrm benchmark judge` "
+                    "makes them"
+                )
             texts = self.blind if blind else self.texts
             assert texts is not None, "there are no answers without the image"
             judge, reading = self.kind.modes[mode], self.make_reading()
@@ -216,9 +226,35 @@ class RunResult:
             self.known[mode, blind] = tuple(verdicts)
         return self.known[mode, blind]
 
+    def judges(self) -> tuple[str, ...]:
+        """Returns the modes of judges that decided on any of the answers, the first one first."""
+        return tuple(
+            mode
+            for (mode, _), verdicts in self.known.items()
+            if mode.startswith(JUDGE)
+            and not all(v.parsed.startswith(UNDECIDED_REPLY) for v in verdicts)
+        )
+
+    def mode_for(self, wanted: str | None = None) -> str:
+        """Returns the mode in which the answers are read.
+
+        Args:
+            wanted: What the user asked for; by default the first judge's if there is one, else the
+                kind's own for English and `local` for other languages.
+
+        Raises:
+            ConfigError: There is no such mode, or it needs more than texts.
+        """
+        return self.kind.mode_for(self.lang, wanted or next(iter(self.judges()), None))
+
+    def rules(self, mode: str | None = None) -> Kind:
+        """Returns the rules by which the verdicts of a mode are counted."""
+        mode = self.mode_for(mode)
+        return judged_kind(self.kind, mode) if mode.startswith(JUDGE) else self.kind
+
     def units(self, mode: str, blind: bool = False) -> UnitCounts:
         """Returns the counts behind the headline of a mode; see `verdicts`."""
-        return self.kind.count(self.items, self.verdicts(mode, blind), mode)
+        return self.rules(mode).count(self.items, self.verdicts(mode, blind), mode)
 
     def score(self, mode: str | None = None) -> ScoreReport:
         """Counts the verdicts of a mode.
@@ -227,8 +263,8 @@ class RunResult:
             ConfigError: The mode or language is unknown.
             DataError: The questions are not as the benchmark needs them, or one has no answer.
         """
-        kind, items, lang = self.kind, self.items, self.lang
-        mode = kind.mode_for(lang, mode)
+        items, lang, mode = self.items, self.lang, self.mode_for(mode)
+        kind = self.rules(mode)
         num_missing = kind.check(items, bool(self.excused))
         verdicts, units = self.verdicts(mode), self.units(mode)
         return ScoreReport(
@@ -256,18 +292,24 @@ class RunResult:
         for (name, lang, blind, mode), by_state in _stored(
             path.parent.parent / SCORES_FILE
         ).items():
-            if (name, lang) != (self.benchmark, self.lang) or mode not in self.kind.modes:
+            is_known = mode in self.kind.modes or mode.startswith(JUDGE)
+            if (name, lang) != (self.benchmark, self.lang) or not is_known:
                 continue
             if mode in self.kind.beside:  # the set may name another rule since
                 continue
             answers = path.with_name(path.stem + _BLIND) if blind else path
-            found = by_state.get(state_of(answers, lang), {})
+            found = by_state.get(state_of(answers, lang, mode), {})
             if all(item.question_id in found for item in self.items):
                 self.known[mode, blind] = tuple(found[item.question_id] for item in self.items)
 
 
-def state_of(answers: Path, lang: str) -> str:
+def state_of(answers: Path, lang: str, mode: str) -> str:
     """Returns a digest of what verdicts on a file of answers depend on: the answers and the rules.
+
+    Args:
+        answers: The file.
+        lang: The language of the questions.
+        mode: How the answers are read; of a judge's, the rubric is one of the rules.
 
     Returns:
         "" if there is no such file.
@@ -276,6 +318,9 @@ def state_of(answers: Path, lang: str) -> str:
         return ""
     words = [repr(get_language(one).local) for one in (lang, ENGLISH)]
     rules = hashlib.sha256("\n".join([str(RULES_VERSION), lrm_ext.__version__, *words]).encode())
+    if mode.startswith(JUDGE):
+        rubric = JUDGES_DIR / f"{mode.split(':')[1]}.toml"
+        rules.update(rubric.read_bytes() if rubric.is_file() else b"")
     rules.update(answers.read_bytes())
     return rules.hexdigest()[:_DIGEST_CHARS]
 
@@ -341,8 +386,8 @@ def store_results(folder: Path, results: Sequence[RunResult]) -> None:
 
 
 def _state_in(folder: Path, key: _StoredKey) -> str:
-    name, lang, blind, _ = key
-    return state_of(prediction_path(folder / PREDICTIONS_DIR, name, lang, blind), lang)
+    name, lang, blind, mode = key
+    return state_of(prediction_path(folder / PREDICTIONS_DIR, name, lang, blind), lang, mode)
 
 
 def _score_lines(verdicts: Iterable[Verdict], key: _StoredKey, state: str) -> list[str]:
@@ -488,7 +533,10 @@ def count_answers(
         **({"refused": refused} if refused else {}),
         "empty": sum(verdict.empty for verdict in verdicts),
         "cut": sum(verdict.key in cut_keys for verdict in verdicts),
-        "unparsed": sum(verdict.parsed in UNPARSED for verdict in verdicts),
+        "unparsed": sum(
+            verdict.parsed in UNPARSED or verdict.parsed.startswith(UNDECIDED_REPLY)
+            for verdict in verdicts
+        ),
         "default_yes": sum(verdict.by_default for verdict in verdicts),
         "ambiguous_cyrillic": sum(verdict.ambiguous for verdict in verdicts),
         # only owners' rules guess

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from llava.errors import DataError
 from lrm_ext.evaluate.kind import UnitCounts
 
+Array = NDArray[np.float64]
 Z_95: Final = 1.959964  # two-sided 95 % quantile of the normal distribution
 Z_POWER: Final = 0.841621  # its one-sided 80 % quantile
 
@@ -118,10 +119,60 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+@dataclass(frozen=True)
+class RaterAgreement:
+    """How far two raters agree on the same answers.
+
+    Attributes:
+        num: Answers that both rated.
+        equal: Share of equal ratings.
+        kappa: Cohen's kappa; of scores with quadratic weights. None where chance explains it all.
+        spearman: Rank correlation of scores; None for labels, and where a rater says one thing.
+    """
+
+    num: int
+    equal: float
+    kappa: float | None
+    spearman: float | None
+
+
+def rater_agreement(a: Sequence[float], b: Sequence[float], *, is_scale: bool) -> RaterAgreement:
+    """Compares the ratings of two raters.
+
+    Args:
+        a: Of the one, [N], N at least 1.
+        b: Of the other, in the same order.
+        is_scale: They are scores; else labels, of which only equality counts.
+
+    Example:
+        >>> rater_agreement([1, 1, 0, 0], [1, 0, 0, 0], is_scale=False)
+        RaterAgreement(num=4, equal=0.75, kappa=0.5, spearman=None)
+    """
+    first, second = np.array(a, float), np.array(b, float)
+    differing, spearman = (first != second).astype(float), None
+    # what two raters differ by whose ratings have nothing to do with each other
+    by_chance = float(np.mean([np.mean(first != value) for value in second]))
+    equal = 1 - float(differing.mean())
+    if is_scale:
+        differing = (first - second) ** 2
+        by_chance = float(first.var() + second.var() + (first.mean() - second.mean()) ** 2)
+        ranks = [_ranks(first), _ranks(second)]
+        if all(one.std() for one in ranks):
+            spearman = float(np.corrcoef(ranks)[0, 1])
+    kappa = 1 - float(differing.mean()) / by_chance if by_chance else None
+    return RaterAgreement(len(first), equal, kappa, spearman)
+
+
+def _ranks(values: Array) -> Array:
+    """Returns ranks from 1; equal values share the mean of theirs."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    shared: Array = np.cumsum(counts) - (counts - 1) / 2
+    return shared[places]
+
+
 NUM_REPLICATES: Final = 10_000
 _CHUNK: Final = 500
 _LEVELS: Final = (2.5, 97.5)
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import mimetypes
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
@@ -25,7 +26,7 @@ from rich.table import Column, Table
 
 from llava.files import write_atomically
 from lrm_ext.evaluate.importing import kind_of
-from lrm_ext.evaluate.kind import LOCAL, Kind
+from lrm_ext.evaluate.kind import JUDGE, LOCAL, Kind
 from lrm_ext.evaluate.kinds import ANSWERS, KINDS, PAPER
 from lrm_ext.evaluate.mapping import SETS_DIR, load_mapping, set_names
 from lrm_ext.evaluate.registry import BENCHMARKS
@@ -369,7 +370,29 @@ def headline_remarks(benchmark: BenchmarkResult) -> list[str]:
     if categories := _categories(details):
         top = details.get("maximum_perception")
         lines.append(categories + (f": at most {top} points of perception" if top else ""))
-    return lines
+    judged: dict[str, list[Mapping[str, Any]]] = {}
+    for headline in (headline for r in benchmark.languages for headline in r.headlines):
+        if headline.mode.startswith(JUDGE):
+            judged.setdefault(headline.mode, []).append(headline.details["judged"])
+    return lines + [f"{mode} {_judged_remark(found)}" for mode, found in judged.items()]
+
+
+def _judged_remark(found: Sequence[Mapping[str, Any]]) -> str:
+    """Says how many answers a judge decided on in some languages, and why not on others."""
+    decided, num = (sum(one[key] for one in found) for key in ("decided", "of"))
+    undecided, outcomes = (
+        sum((Counter(one[key]) for one in found), Counter[str]())
+        for key in ("undecided", "outcomes")
+    )
+    line = f"decided on {decided} of {num} answers"
+    if undecided:
+        line += f" (left out: {', '.join(f'{why} {n}' for why, n in undecided.items())})"
+    if outcomes:
+        line += (
+            f": {', '.join(f'{outcome} {n}' for outcome, n in outcomes.items())}; the winner "
+            f"changes with the order in {100 * outcomes['flip'] / decided:.1f} %, counted as ties"
+        )
+    return line
 
 
 def write_report(report: EvalReport, folder: Path, model_path: Path) -> Path:
@@ -590,6 +613,8 @@ def _score_remarks(report: Mapping[str, Any]) -> list[str]:
         for field, what in _DOUBTFUL.items()
         if counts.get(field)
     ]
+    if judged := report.get("judged"):
+        lines.append(f"the judge {_judged_remark([judged])}")
     if without := report.get("num_without_options"):
         lines.append(
             f"{without} rows came without their options: whether rotations are missing at the end "

@@ -223,6 +223,18 @@ def _score_benchmark(
         run: {lang: _open(run, paths.get(lang), name, kind, lang) for lang in langs}
         for run, paths in own.items()
     }
+    rules = {
+        one.rules().headline: one.rules()
+        for found in opened.values()
+        for one, _ in found.values()
+        if isinstance(one, RunResult) and mode is None
+    }
+    if len(rules) > 1:
+        raise DataError(
+            f"{name}: {' and '.join(rules)} are different scores, which are not put into one "
+            "table; have `lrm benchmark judge` judge all answers by one judge"
+        )
+    kind = next(iter(rules.values()), kind)
     scores = {
         lang: _score_runs({run: one[lang] for run, one in opened.items()}, mode) for lang in langs
     }
