@@ -379,14 +379,14 @@ class QwenProcessor:
 
     def __call__(
         self,
-        images: Sequence[Image.Image | Sequence[Image.Image]],
+        images: Sequence[Image.Image | Sequence[Image.Image]] | None,
         text: Sequence[str],
         **settings: Any,
     ) -> Any:
         """Makes a batch.
 
         Args:
-            images: The image of each prompt, or a list of its images.
+            images: The image of each prompt, or a list of its images; None if there are none.
             text: Prompts, with an `IMAGE_TOKEN` for each of its images.
             settings: Of the tokenizer.
 
@@ -394,6 +394,8 @@ class QwenProcessor:
             `input_ids` [B, T], `attention_mask` [B, T], `mm_token_type_ids` [B, T] (1 where an
             image is), `pixel_values` [patches of all N images, pixels], `image_grid_thw` [N, 3].
         """
+        if images is None:
+            return self.tokenizer(text, **settings)
         every = [one for own in images for one in (own if isinstance(own, Sequence) else (own,))]
         pixels = self.image_processor(every, return_tensors="pt")
         # the model merges squares of patches into one position

@@ -26,7 +26,7 @@ from jinja2 import Environment, StrictUndefined, UndefinedError
 from llava.chat_service import ChatReply
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import ConfigError, DataError
-from llava.files import sha256_of
+from llava.files import load_toml, sha256_of
 from llava.progress import Progress
 from lrm_ext.evaluate.backends import image_url
 from lrm_ext.evaluate.items import Item, RefusedAnswer
@@ -42,7 +42,6 @@ from lrm_ext.evaluate.results import (
 )
 from lrm_ext.evaluate.statistics import RaterAgreement, rater_agreement
 from lrm_ext.languages import get_language
-from lrm_ext.languages._toml import load_toml
 from lrm_ext.translate.cache import Cache, CachedAnswer, CachedEngine
 from lrm_ext.translate.engines.base import Outcome, Reply, TextSegment, Usage, parse_options
 from lrm_ext.translate.engines.metered import Work

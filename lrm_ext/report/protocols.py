@@ -18,10 +18,10 @@ import msgspec
 
 from llava.errors import ConfigError
 from llava.eval.records import read_json
+from llava.files import load_toml
 from lrm_ext.evaluate.kind import LOCAL
 from lrm_ext.evaluate.report import REPORT_FILE
 from lrm_ext.evaluate.results import ENGLISH, answer_files, predictions_dir
-from lrm_ext.languages._toml import load_toml
 from lrm_ext.report.settings import (
     NOT_ASKED,
     Cell,

@@ -12,6 +12,7 @@ from test_sets import write_pictures
 from toy_benchmark import FakeAnswerer
 
 from llava.errors import ConfigError, DataError
+from llava.files import load_toml
 from lrm_ext.evaluate.compare import compare_runs, comparison_table
 from lrm_ext.evaluate.importing import import_benchmark, kind_of
 from lrm_ext.evaluate.items import Item
@@ -22,7 +23,6 @@ from lrm_ext.evaluate.registry import get_benchmark
 from lrm_ext.evaluate.report import score_run
 from lrm_ext.evaluate.runner import run_evaluation
 from lrm_ext.evaluate.scoring import score_benchmark, score_file
-from lrm_ext.languages._toml import load_toml
 from lrm_ext.report.evaluation import print_report, print_score
 
 OWNERS = load_toml(Path(__file__).parents[2] / "golden" / "eval" / "owners.toml")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import official_files as files
 import pytest
-import typer
 from huggingface_hub import constants
 from typer.testing import CliRunner
 
@@ -32,8 +31,8 @@ from lrm_ext.languages import get_language
 
 NAN = float("nan")
 REVISION = "0123456789abcdef0123456789abcdef01234567"
-OTHERS_ARE_IN = {  # of `test_sets.py`
-    "xgqa", "maxm", "marvl", "xm3600", "m3exam", "cvqa", "pangeabench-cvqa", "pangeabench-xm100",
+OTHERS_ARE_IN = {  # of `test_sets.py` and `test_text_only.py`
+    "belebele", "mgsm", "mmmlu", "xstorycloze", "xgqa", "maxm", "marvl", "xm3600", "m3exam", "cvqa", "pangeabench-cvqa", "pangeabench-xm100",
 }  # fmt: skip
 
 
@@ -363,9 +362,9 @@ def test_published_shape(tmp_path, shape):
 
 def test_every_set_has_its_shape_here():
     assert {shape.name for shape in SHAPES} | OTHERS_ARE_IN == set(set_names())
-    app = typer.Typer()
-    commands.register(app)
-    listed = CliRunner().invoke(app, ["benchmark", "list", "--json"], catch_exceptions=False)
+    listed = CliRunner().invoke(
+        commands.app, ["benchmark", "list", "--json"], catch_exceptions=False
+    )
     assert {row["name"] for row in json.loads(listed.output)} >= set(set_names())
 
 
@@ -498,12 +497,10 @@ def test_a_snapshot_of_links_and_its_revision(tmp_path, monkeypatch):
     link.symlink_to(Path("../../../blobs/0a1b.parquet"))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(REVISION)
-    app = typer.Typer()
-    commands.register(app)
 
     def run(*arguments):
         arguments = ["benchmark", "import", "pangeabench-xgqa", *arguments]
-        return CliRunner().invoke(app, arguments, catch_exceptions=False)
+        return CliRunner().invoke(commands.app, arguments, catch_exceptions=False)
 
     out = tmp_path / "out"
     assert "1 questions" in run(str(snapshot), "--lang", "de", "--out", str(out)).output
@@ -534,10 +531,8 @@ def test_several_languages_on_the_command_line(tmp_path):
     rows = [exam(lang, 0, "a.png") for lang in ("hr", "de", "ru")]
     root = write(tmp_path / "set", {"data/train-0.parquet": rows, "data.zip": {
         "final_data/a.png": files.picture(1)}})  # fmt: skip
-    app = typer.Typer()
-    commands.register(app)
     arguments = ["benchmark", "import", "kaleidoscope", str(root), "--lang", "hr,ru", "--out"]
-    CliRunner().invoke(app, [*arguments, str(tmp_path / "out")], catch_exceptions=False)
+    CliRunner().invoke(commands.app, [*arguments, str(tmp_path / "out")], catch_exceptions=False)
     assert set(read_description(tmp_path / "out")["files"]) == {"hr", "ru"}
 
 

@@ -113,7 +113,9 @@ def official(monkeypatch):
     def judge(item, text, reading):
         return Judgement(text, not text.startswith("N"), "en")
 
-    changed = dataclasses.replace(ANSWERS, modes={LOCAL: judge_locally, "official": judge})
+    changed = dataclasses.replace(
+        ANSWERS, modes={LOCAL: judge_locally, "official": judge}, refused={}
+    )
     monkeypatch.setitem(KINDS, "answers", changed)
 
 
