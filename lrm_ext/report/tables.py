@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 PUBLISHED: Final = "published"
 PLUS_MINUS: Final = "\N{PLUS-MINUS SIGN}"
 COUNTS_HEAD: Final = "answered"
+_NARROW_HEAD: Final = 5
 CSV_HEADS: Final = (
     "table", "block", "column", "value", "spread", "runs", "answered", "questions", "published",
     "best", "reason",
@@ -173,7 +174,7 @@ def _num_labels(table: PaperTable) -> int:
 
 
 def print_table(table: PaperTable, console: Console) -> None:
-    """Prints a table; one that is too wide with its columns as rows."""
+    """Prints a table; one that is too wide with its columns as rows, and in parts if it must be."""
     blocks, notes = _texts(table, rich.markup.escape, "[bold]{}[/]")
     console.print(Text(table.title, style="bold"))
     for title, heads, rows in blocks:
@@ -191,22 +192,56 @@ def print_table(table: PaperTable, console: Console) -> None:
             cells[-1] = [Text() if text.plain == PUBLISHED else text for text in cells[-1]]
             cells = [line for line in cells if any(text.plain for text in line[1:])]
             num_labels = 1
-        shown = Table(
-            title=title, box=box.SIMPLE_HEAD, title_justify="left", show_edge=False, padding=(0, 1)
-        )
-        for place, head in enumerate(cells[0]):
-            if place < num_labels:
-                shown.add_column(head, no_wrap=True)
-            else:
-                look: dict[str, Any] = {"no_wrap": True} if fits else {"overflow": "fold"}
-                shown.add_column(head, justify="right", **look)
-        for line in cells[1:]:
-            shown.add_row(*line)
         console.print()
-        console.print(shown)
+        console.print(Text.from_markup(title, style="italic"))
+        for number, group in enumerate(_column_groups(cells, num_labels, console.width)):
+            shown = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
+            for place, width in group.items():
+                justify: Any = "left" if place < num_labels else "right"
+                shown.add_column(cells[0][place], justify=justify, width=width, overflow="fold")
+            for line in cells[1:]:
+                shown.add_row(*(line[place] for place in group))
+            if number:
+                console.print()
+            console.print(shown)
     console.print()
     for note in notes:
         console.print(note, highlight=False)
+
+
+def _column_groups(
+    cells: Sequence[Sequence[Text]], num_labels: int, width: int
+) -> list[dict[int, int]]:
+    """Divides columns among as many tables as it takes; heads are folded, values are not.
+
+    Args:
+        cells: By row, heads first.
+        num_labels: Columns that every table has.
+        width: Of the terminal.
+
+    Returns:
+        The columns of each table, with their widths.
+    """
+    columns = [[*column] for column in zip(*cells, strict=True)]
+    heads = [max(map(len, column[0].plain.split("\n"))) for column in columns]
+    bodies = [max((cell.cell_len for cell in column[1:]), default=1) for column in columns]
+    labels = {place: max(heads[place], bodies[place]) for place in range(num_labels)}
+    groups: list[dict[int, int]] = []
+    room = 0
+    for place in range(num_labels, len(columns)):
+        needed = max(bodies[place], min(heads[place], _NARROW_HEAD))
+        if needed + 3 > room or not groups:
+            groups.append(dict(labels))
+            room = width + 1 - sum(3 + one for one in labels.values())
+        groups[-1][place] = needed
+        room -= needed + 3
+    for group in groups:
+        slack = width + 1 - sum(3 + one for one in group.values())
+        while slack > 0 and (tight := [one for one in group if group[one] < heads[one]]):
+            for place in tight[:slack]:
+                group[place] += 1
+            slack -= len(tight[:slack])
+    return groups
 
 
 def to_terminal(table: PaperTable, width: int = 160) -> str:

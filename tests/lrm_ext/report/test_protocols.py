@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+from collections import Counter
 
 import pytest
 from answered_runs import write_run
@@ -57,6 +58,12 @@ def test_published_figures_are_whole_and_say_where_they_are_from(name):
             assert codes == [canonical_code(code) for code in codes], column.head
             assert len(set(codes)) == len(codes)
             assert "en" not in codes or len(codes) == 1 or column.head == "Macro"
+    figures = [f"{float(row['value']):.1f}" for row in rows_of(made)]
+    for width in (60, 80, 100):
+        printed = to_terminal(made, width)
+        assert max(map(len, printed.splitlines())) <= width
+        # heads may be folded, figures never
+        assert not Counter(figures) - Counter(printed.split()), width
     for style, write in FORMATS.items():
         assert "Pangea" in write(made) or name in ("kaleidoscope", "mmmb"), style
 
