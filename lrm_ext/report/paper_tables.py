@@ -40,7 +40,7 @@ _TITLES: Final = {
 
 def published() -> dict[str, Any]:
     """Returns the figures that the paper publishes, by table."""
-    with as_file(files("lrm_ext.report").joinpath("published", "paper.toml")) as path:
+    with as_file(files("lrm_ext.report") / "published" / "paper.toml") as path:
         return load_toml(path)
 
 

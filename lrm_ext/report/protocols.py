@@ -98,7 +98,7 @@ class PublishedTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def published_table(name: str) -> PublishedTable:
     """Returns the published figures of one of `PROTOCOLS`."""
-    with as_file(files("lrm_ext.report").joinpath("published", f"{name}.toml")) as path:
+    with as_file(files("lrm_ext.report") / "published" / f"{name}.toml") as path:
         return load_toml(path, PublishedTable)
 
 
