@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from llava.images import shape_image
 from llava.model.multimodal_encoder.families import processor_side
 
 Size = tuple[int, int]
+_Frame = TypeVar("_Frame")
 
 VIDEO_LAYOUT = {"mm_spatial_pool_mode": "average", "mm_newline_position": "no_token"}
 """How the frames of a video become positions, in LLaVA-NeXT's keys of `config.json`."""
@@ -272,7 +273,7 @@ class Tiling:
             return prepare_image(image, processor, "pad", (), as_bytes)[None]
         return prepare_image(image, processor, self.aspect_ratio, self.pinpoints, as_bytes)
 
-    def sample_frames(self, frames: Sequence[str]) -> Sequence[str]:
+    def sample_frames(self, frames: Sequence[_Frame]) -> Sequence[_Frame]:
         """Chooses those of a video's frames that are shown, evenly, with the first and the last."""
         last, num_shown = len(frames) - 1, self.video_frames
         if last < num_shown:

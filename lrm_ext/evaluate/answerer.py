@@ -361,7 +361,7 @@ class LlavaAnswerer:
         """Returns a question's images; of a video, the frames that are shown, as in training."""
         if not request.is_video:
             return request.images
-        if not self._tiling.video_frames:
+        if self._tiling is None or not self._tiling.video_frames:
             raise ConfigError(
                 f"a question about a video of {len(request.images)} frames, but the checkpoint's "
                 "config.json has no video_frames: expected a model that was trained with "
@@ -410,7 +410,7 @@ class LlavaAnswerer:
     def _run_tower(self, images: list[Image.Image], is_alone: bool) -> list[Tensor]:
         """Runs the tower once over images: [P, D_vision] or [tiles, P, D_vision] of each."""
         model, processor = self._model, self._image_processor
-        if self._tiling.pinpoints:
+        if self._tiling is not None and self._tiling.pinpoints:
             pixels: Any = [self._tiling.prepare(image, processor, is_alone) for image in images]
         else:
             pixels = process_images(images, processor, model.config)

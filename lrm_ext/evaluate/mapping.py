@@ -323,12 +323,12 @@ def read_set(mapping: SetMapping, source: Source) -> Questions:
     """
     lang, files = source.lang, needed_files(mapping, source)
     usual = (source.folder / name for name in _named(mapping, mapping.files.images, lang))
-    found = (image_folder(path) for path in ((source.images,) if source.images else usual))
-    images = next(filter(None, found), source.images)
+    found = map(image_folder, (source.images,) if source.images else usual)
+    images = next((one for one in found if one is not None), source.images)
     reader = _Reader(mapping, lang, ImageStore(source.store.folder, images))
     items: list[Item] = []
     places: dict[str, str] = {}
-    number, row = -1, {}
+    number, row = -1, dict[str, Any]()
     rows = (pair for file in files for pair in read_rows(file, mapping.files.rows))
     for number, (where, row) in enumerate(rows):
         for place, one in reader.questions(row, where, number):

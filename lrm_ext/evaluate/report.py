@@ -290,8 +290,9 @@ def score_run(
     results: list[RunResult] = []
     for name, group in itertools.groupby(sets, key=lambda qs: qs.benchmark.name):
         found = [(qs, _open_asked(config, qs)) for qs in group]
-        for qs, result in found if judge else ():
-            judge(result, qs.benchmark)
+        if judge is not None:
+            for qs, result in found:
+                judge(result, qs.benchmark)
         languages = tuple(_language_result(qs, result) for qs, result in found)
         benchmarks.append(BenchmarkResult(name, languages, _examples(config, found)))
         results += [result for _, result in found]

@@ -32,7 +32,8 @@ from lrm_ext.languages import get_language
 NAN = float("nan")
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 OTHERS_ARE_IN = {  # of `test_sets.py` and `test_text_only.py`
-    "belebele", "mgsm", "mmmlu", "xstorycloze", "xgqa", "maxm", "marvl", "xm3600", "m3exam", "cvqa", "pangeabench-cvqa", "pangeabench-xm100",
+    "belebele", "mgsm", "mmmlu", "xstorycloze",
+    "xgqa", "maxm", "marvl", "xm3600", "m3exam", "cvqa", "pangeabench-cvqa", "pangeabench-xm100",
 }  # fmt: skip
 
 
