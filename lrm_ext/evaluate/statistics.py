@@ -158,7 +158,7 @@ def rater_agreement(a: Sequence[float], b: Sequence[float], *, is_scale: bool) -
         by_chance = float(first.var() + second.var() + (first.mean() - second.mean()) ** 2)
         ranks = [_ranks(first), _ranks(second)]
         if all(one.std() for one in ranks):
-            spearman = float(np.corrcoef(np.stack(ranks))[0, 1])
+            spearman = float(np.asarray(np.corrcoef(ranks))[0, 1])
     kappa = 1 - float(differing.mean()) / by_chance if by_chance else None
     return RaterAgreement(len(first), equal, kappa, spearman)
 
