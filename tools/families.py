@@ -42,6 +42,7 @@ from transformers.models.auto.modeling_auto import (  # noqa: E402
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX  # noqa: E402
 from llava.files import write_atomically  # noqa: E402
+from llava.mm_utils import pad_left  # noqa: E402
 from llava.model.families import (  # noqa: E402
     ALIASES,
     CHECKED_FILE,
@@ -326,6 +327,25 @@ def check_generate(case: Case) -> None:
     for row, answer in enumerate(single):
         if not torch.equal(together[row][: answer.shape[1]], answer[0]):
             raise CheckFailed("padding on the left changes the answer")
+
+
+def check_prefixes(case: Case) -> None:
+    """Answers to questions on one image, whose beginnings are computed once, stay the same."""
+    model = case.model
+    rows = [[1, IMAGE_TOKEN_INDEX, *rest] for rest in ([30], [31, 32, 33], [34, 35])]
+    pixels = case.pixels[[0, 0, 1]]
+    single = [
+        model.generate(torch.tensor([row]), images=image[None], **GREEDY)
+        for row, image in zip(rows, pixels, strict=True)
+    ]
+    ids, mask = pad_left(rows, 0)
+    length = 1 + model.get_vision_tower().num_image_tokens
+    together = model.generate(
+        ids, attention_mask=mask, images=pixels, prefix_lengths=[length] * len(rows), **GREEDY
+    )
+    for row, answer in enumerate(single):
+        if not torch.equal(together[row][: answer.shape[1]], answer[0]):
+            raise CheckFailed("sharing what questions begin with changes the answer")
 
 
 def check_packing(case: Case) -> None:

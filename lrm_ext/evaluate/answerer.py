@@ -2,7 +2,8 @@
 
 In: a loaded model and batches of (question, images). Out: the answers, the same whatever the batch
 size: rows are padded on the left, masked, and decoded without sampling. The tower runs once per
-image; its output serves every question on that image in every language. Knows nothing of
+image; its output serves every question on that image in every language, and neighbouring questions
+that begin alike, up to the image, share the keys and values of this beginning. Knows nothing of
 benchmarks and files.
 """
 
@@ -27,6 +28,7 @@ from llava.constants import (
     DEFAULT_IM_START_TOKEN,
     DEFAULT_IMAGE_TOKEN,
     IGNORE_INDEX,
+    IMAGE_TOKEN_INDEX,
 )
 from llava.conversation import (
     Conversation,
@@ -260,14 +262,18 @@ class LlavaAnswerer:
         model = self._model
         rows = [self._encode(request) for request in requests]
         features, sizes = self._image_features(requests)
-        images = {} if features is None else {"image_features": features, "image_sizes": sizes}
+        images = {
+            "image_features": features,
+            "image_sizes": sizes,
+            "prefix_lengths": list(map(self._prefix_length, requests, rows)),
+        }
         self._check_room(requests, rows)
         input_ids, mask = pad_left(rows, self._pad_id)
         with _left_padding(model.config):
             generated = model.generate(
                 input_ids.to(model.device),
                 attention_mask=mask.to(model.device),
-                **images,
+                **({} if features is None else images),
                 do_sample=False,
                 num_beams=1,
                 temperature=None,
@@ -340,6 +346,13 @@ class LlavaAnswerer:
 
     def _decode(self, ids: Sequence[int]) -> Answer:
         return read_answer(ids, self._tokenizer, self._stop_ids, self._stop_text or "")
+
+    def _prefix_length(self, request: Request, row: Sequence[int]) -> int:
+        """Returns the positions up to the last image, which other questions on it have, too."""
+        if IMAGE_TOKEN_INDEX not in row:
+            return 0
+        num_text = len(row) - row[::-1].index(IMAGE_TOKEN_INDEX) - request.num_places
+        return num_text + self._num_positions_of(request)
 
     def _num_positions_of(self, request: Request) -> int:
         """Returns the positions that a question's images take in the model."""

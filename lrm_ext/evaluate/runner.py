@@ -257,14 +257,29 @@ def _request(item: Item, qs: QuestionSet, blind: bool) -> Request:
 
 def _asking_order(
     answerer: Answerer, qs: QuestionSet, blind: bool
-) -> Callable[[Item], tuple[int, str, str, str]]:
-    """Returns a sort key: longest questions first, equal ones next to each other."""
+) -> Callable[[Item], tuple[int, str, int, str, str]]:
+    """Returns a sort key: images with the longest question first, equal questions in a row.
 
-    def key(item: Item) -> tuple[int, str, str, str]:
-        length = answerer.num_tokens(_request(item, qs, blind))
-        return -length, item.text, item.image_name, item.question_id
+    Questions on the same images stand together, because what is before the question is computed
+    once for neighbours.
+    """
+    requests = {item.question_id: _request(item, qs, blind) for item in qs.items}
+    lengths = {key: answerer.num_tokens(request) for key, request in requests.items()}
+    longest: dict[tuple[Path | None, ...], int] = {}
+    for key, request in requests.items():
+        longest[request.images] = max(lengths[key], longest.get(request.images, 0))
 
-    return key
+    def order(item: Item) -> tuple[int, str, int, str, str]:
+        request, length = requests[item.question_id], lengths[item.question_id]
+        return (
+            -longest[request.images],
+            str(request.images),
+            -length,
+            item.text,
+            item.question_id,
+        )
+
+    return order
 
 
 def _answer_items(

@@ -5,9 +5,10 @@ Needs: runs/mini, from bash scripts/quickstart.sh.
 
 The questions are those of the built-in benchmark, about the same test images in every language.
 "peer" is the usual loop of an evaluation script: open the image, run the tower, generate, next
-question. "ours" asks in batches, longest first, and runs the tower once per image for all its
-questions. Both load the model once; loading is not measured. The sides take turns; the best time
-counts.
+question. "ours" asks in batches, as `lrm eval` does: language by language, questions on an image
+next to each other. The tower runs once per image, and what neighbouring questions begin with is
+computed once. Both load the model once; loading is not measured. The sides take turns; the best
+time counts.
 """
 
 from __future__ import annotations
@@ -80,9 +81,14 @@ def make_requests(limit: int) -> list[Request]:
 def ask(
     model: LlavaAnswerer, requests: Sequence[Request], batch_size: int, keeps_features: bool
 ) -> list[Answer]:
-    """Asks all questions, longest first; returns the answers in the order of the questions."""
+    """Asks all questions, sorted; returns the answers in the order of the questions."""
     model.forget_images()
-    order = sorted(range(len(requests)), key=lambda i: -model.num_tokens(requests[i]))
+
+    def key(i: int) -> tuple[str, str, int]:
+        request = requests[i]
+        return request.lang, str(request.images), -model.num_tokens(request)
+
+    order = sorted(range(len(requests)), key=key)
     answers: dict[int, Answer] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]

@@ -26,8 +26,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers import initialization as init
+from transformers.cache_utils import DynamicLayer
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
@@ -452,6 +453,7 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
         images: Images = None,
         image_sizes: Sequence[tuple[int, int]] | None = None,
         image_features: Images = None,
+        prefix_lengths: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Generates answers; the result holds only new tokens, without the prompt.
@@ -461,6 +463,9 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
             images: As for `forward`.
             image_sizes: As for `forward`.
             image_features: As for `forward`.
+            prefix_lengths: Of each row, the positions from its start that the rows beside it may
+                have, too (a template and an image); they are computed once for rows next to each
+                other. The answers are the same.
             **kwargs: For transformers' `generate`; `attention_mask` [B, T] marks the padding of a
                 batch, on either side.
 
@@ -487,7 +492,69 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
                 f"the prompt takes {num_positions} positions (images included), but the model's "
                 f"context is {limit}: shorten the text or send fewer images"
             )
+        if prefix_lengths and min(prefix_lengths) and self._can_share_prefixes():
+            embeds, mask, kwargs["past_key_values"] = self._share_prefixes(
+                embeds, mask, prefix_lengths
+            )
         return super().generate(inputs_embeds=embeds, attention_mask=mask, **kwargs)
+
+    def _can_share_prefixes(self) -> bool:
+        """Tells whether padding within a row changes nothing.
+
+        It does where a layer counts what lies between two positions: in a window, a recurrent state
+        or ALiBi's distances.
+        """
+        config = self.config  # type: ignore[attr-defined]
+        layers = DynamicCache(config=config).layers
+        # GPT-Neo's windows are in no layer of the cache
+        return (
+            self.supports_packing
+            and all(type(layer) is DynamicLayer for layer in layers)
+            and not getattr(config, "window_size", None)
+        )
+
+    def _share_prefixes(
+        self, embeds: Tensor, mask: Tensor, lengths: Sequence[int]
+    ) -> tuple[Tensor, Tensor, DynamicCache | None]:
+        """Computes keys and values of equal beginnings of neighbouring rows once.
+
+        Args:
+            embeds: [B, L, D], padded on the left.
+            mask: [B, L].
+            lengths: Positions of each row's beginning, fewer than the row has.
+
+        Returns:
+            Embeddings [B, L', D], their mask [B, L'], and the cache of their first positions: each
+            row is padding, beginning, padding, rest. Without a cache they are as they were, because
+            no two beginnings are equal.
+        """
+        rows = [row[kept] for row, kept in zip(embeds, mask.bool(), strict=True)]
+        prefixes: list[Tensor] = []
+        owners: list[int] = []
+        for row, length in zip(rows, lengths, strict=True):
+            if not prefixes or not torch.equal(prefixes[-1], row[:length]):
+                prefixes.append(row[:length])
+            owners.append(len(prefixes) - 1)
+        if len(prefixes) == len(rows):
+            return embeds, mask, None
+        rests = [row[length:] for row, length in zip(rows, lengths, strict=True)]
+        head, tail = (
+            pad_rows(some, [mask.new_zeros(len(row)) for row in some], "left")
+            for some in (prefixes, rests)
+        )
+        cache = DynamicCache(config=self.config)  # type: ignore[attr-defined]
+        self.get_model()(
+            inputs_embeds=head.embeds,
+            attention_mask=head.attention_mask.long(),
+            position_ids=head.position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        owner = torch.tensor(owners, device=embeds.device)
+        cache.reorder_cache(owner)
+        embeds = torch.cat([head.embeds[owner], tail.embeds], dim=1)
+        mask = torch.cat([head.attention_mask[owner], tail.attention_mask], dim=1).long()
+        return embeds, mask, cache
 
     def prepare_inputs_for_generation(
         self,

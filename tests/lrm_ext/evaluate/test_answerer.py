@@ -38,6 +38,25 @@ def test_the_batch_size_does_not_change_an_answer(answerer, requests):
     assert len({answer.text for answer in single}) > 1, "the images and texts must matter"
 
 
+def test_what_neighbouring_questions_begin_with_is_computed_once(answerer, requests):
+    computed = []
+    answerer._model.get_model().register_forward_hook(
+        lambda module, args, kwargs, out: computed.append(tuple(out.last_hidden_state.shape[:2])),
+        with_kwargs=True,
+    )
+    by_image = sorted(requests, key=lambda request: str(request.images))
+    single = [answerer.answer([request])[0] for request in by_image]
+    computed.clear()
+    assert answerer.answer(by_image) == single
+    beginnings, rests = computed[:2]
+    lengths = [answerer.num_tokens(request) for request in by_image]
+    assert beginnings[0] == 3 and rests[0] == len(by_image) == 12
+    assert beginnings[1] + rests[1] == max(lengths)
+    computed.clear()
+    assert answerer.answer(by_image[::4]) == single[::4]
+    assert computed[0] == (3, max(lengths[::4])), "no two of them are about the same image"
+
+
 def test_images_matter_and_the_tower_runs_once_for_each(answerer, requests, monkeypatch):
     tower = answerer._model.get_vision_tower()
     shapes = []

@@ -1,6 +1,7 @@
 """What is asked, what is written, and how an interrupted run goes on."""
 
 import dataclasses
+import itertools
 import json
 import resource
 
@@ -66,7 +67,7 @@ def test_the_progress_names_what_is_being_asked(config, monkeypatch, caplog):
     assert "evaluate: 36 questions" in caplog.messages
 
 
-def test_longest_questions_first_and_equal_ones_once(config, benchmark_dir):
+def test_images_with_long_questions_first_and_equal_ones_once(config, benchmark_dir):
     for lang in ("en", "hr"):
         path = benchmark_dir / f"{lang}.jsonl"
         lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -76,8 +77,10 @@ def test_longest_questions_first_and_equal_ones_once(config, benchmark_dir):
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     answerer = run(config)
     first, blind = answerer.batches[:3], answerer.batches[6:]
-    lengths = [len(request.text) for batch in first for request in batch]
-    assert lengths == sorted(lengths, reverse=True) and len(lengths) == 9
+    asked = [(request.images, len(request.text)) for batch in first for request in batch]
+    by_image = [[n for _, n in own] for _, own in itertools.groupby(asked, lambda pair: pair[0])]
+    assert [len(own) for own in by_image] == [3, 3, 3], "questions on an image stand together"
+    assert by_image == sorted((sorted(own, reverse=True) for own in by_image), reverse=True)
     # blind, the three questions "What?" on three images are one
     assert sum(map(len, blind)) == 2 * 7
     assert len(files(config)["toy.en.blind.jsonl"].splitlines()) == 9
