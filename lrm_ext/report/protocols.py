@@ -151,7 +151,7 @@ def protocol_table(
         )
         published_rows = _published_rows(table, part) if with_published else []
         blocks.append(Block(title, (*beside, *published_rows), has_best=False))
-        if apart := [row for row in apart if any(row.cells)]:
+        if apart := [row for row in apart if any(c and c.value is not None for c in row.cells)]:
             said = f"{title}; read by `{LOCAL}`, not by the protocol's rules: not comparable"
             blocks.append(Block(said, tuple(apart), has_best=False))
             notes += _metric_notes(table, apart)

@@ -165,7 +165,9 @@ def test_a_run_that_is_read_by_the_owners_rules_stands_beside(tmp_path, toy, off
 
 def test_part_of_a_set_is_not_the_protocols(tmp_path, toy, official):
     run = write_run(tmp_path / "mine", {"en": 19, "de": 12}, "one")
-    found = values_of(protocol_table("toy", [Setting("mine", (run,))]), "mine")
+    made = protocol_table("toy", [Setting("mine", (run,))])
+    found = values_of(made, "mine")
+    assert [block.title for block in made.blocks] == ["others", "English"]
     assert found["others", "One"] == "not asked: cs" and found["English", "One"] == 55
     (run / "report.json").write_text(json.dumps({"limit": 20}))
     found = values_of(protocol_table("toy", [Setting("mine", (run,))]), "mine")
