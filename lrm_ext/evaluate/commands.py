@@ -75,17 +75,13 @@ def evaluate(
     skip_missing_images: bool = typer.Option(
         False, "--skip-missing-images", help="Questions without their image are wrong, counted."
     ),
-    text_only: bool = typer.Option(
-        False, "--text-only", help="Ask sets without images; the model may be one without a tower."
-    ),
+    text_only: bool = typer.Option(False, "--text-only", help="Ask sets that have no images."),
     rank: str = typer.Option(
         None, help="Rank options by likelihood, as SEED-Bench's owner does: mean or sum of tokens."
     ),
     fresh: bool = typer.Option(False, "--fresh", help="Delete earlier answers first."),
     table: bool = typer.Option(True, help="Print the tables at the end."),
-    judge: str = typer.Option(
-        None, help="Have this model judge open answers, where a benchmark names a rubric."
-    ),
+    judge: str = typer.Option(None, help="Model that judges open answers, where a set says how."),
     judge_url: str = _JUDGE_URL,
     judge_budget: int = _JUDGE_BUDGET,
     judge_option: list[str] = _JUDGE_OPTION,
