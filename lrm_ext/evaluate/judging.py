@@ -30,7 +30,7 @@ from llava.files import load_toml, sha256_of
 from llava.progress import Progress
 from lrm_ext.evaluate.backends import image_url
 from lrm_ext.evaluate.items import Item, RefusedAnswer
-from lrm_ext.evaluate.kind import JUDGE, LOCAL, UNDECIDED_REPLY, Verdict
+from lrm_ext.evaluate.kind import JUDGE, LOCAL, UNDECIDED_REPLY, Verdict, judge_answers
 from lrm_ext.evaluate.predictions import read_predictions
 from lrm_ext.evaluate.registry import DESCRIPTION_FILE, Benchmark, read_description
 from lrm_ext.evaluate.results import (
@@ -55,6 +55,7 @@ SAMPLE_TEMPERATURE: Final = 0.7
 _CUT: Final = "cut off"
 _REFUSED: Final = "refused"
 _NO_REPLY: Final = "no reply"
+_NO_ANSWER: Final = "-"
 _OPPONENT: Final = re.compile(r" against (.*?)(?: sample \d+)?$")
 _NUMBER: Final = re.compile(r"[-+]?\d+(\.\d+)?")
 _MARKUP: Final = " \t*_`#."
@@ -388,7 +389,7 @@ class ModelJudge:
         said = self._ask(engine, rubric, [one for own in asked.values() for one in own])
         verdicts = [
             rubric.mark(local, [said[one] for one in asked.get(local.key, ())])
-            for local in result.verdicts(LOCAL)
+            for local in _without_judge(result)
         ]
         mode = self.config.mode(rubric)
         result.known[mode, False] = tuple(verdicts)
@@ -448,17 +449,29 @@ class ModelJudge:
 
     def _references(self, result: RunResult, rubric: Rubric) -> Mapping[str, str]:
         """Returns what the answers are held against, by question."""
-        if self.config.opponent is None or rubric.reply != "pair":
-            return {item.question_id: item.answer for item in result.items}
-        path = answer_files(self.config.opponent).get((result.benchmark, result.lang))
-        texts = open_result(path, result.benchmark, result.lang).texts if path else {}
+        whose, texts = "", {item.question_id: item.answer for item in result.items if item.answer}
+        advice = (
+            "for a rubric of pairs, name another run: `lrm benchmark judge RUN --against OTHER`"
+        )
+        if self.config.opponent is not None and rubric.reply == "pair":
+            path = answer_files(self.config.opponent).get((result.benchmark, result.lang))
+            whose, texts = f"{self.config.opponent}: ", read_predictions(path) if path else {}
+            advice = "have it answer the same questions"
         if missing := [one.question_id for one in result.items if one.question_id not in texts]:
             raise DataError(
-                f"{self.config.opponent}: no answers to {len(missing)} of {len(result.items)} "
-                f"questions of {result.benchmark} in {result.lang}, such as {missing[0]}; have it "
-                "answer the same questions"
+                f"{whose}no answers to compare with to {len(missing)} of {len(result.items)} "
+                f"questions of {result.benchmark} in {result.lang}, such as {missing[0]}; {advice}"
             )
         return texts
+
+
+def _without_judge(result: RunResult) -> Sequence[Verdict]:
+    """Returns what is known of the answers without a judge, also where nothing is expected."""
+    if all(item.answer for item in result.items):
+        return result.verdicts(LOCAL)
+    items = [replace(item, answer=item.answer or _NO_ANSWER) for item in result.items]
+    local = result.kind.modes[LOCAL]
+    return judge_answers(items, result.texts, result.make_reading(), local, result.excused)
 
 
 def agreements(result: RunResult) -> dict[tuple[str, str], RaterAgreement]:

@@ -149,7 +149,8 @@ def gold_of(item: Item, words: AnswerWords) -> str:
     if not item.answer:
         raise DataError(
             f"question {item.question_id}: its answer is kept back by the benchmark's owner, "
-            "so it cannot be scored here; export the answers and upload them there"
+            "so it cannot be scored here; export the answers and upload them there, or have open "
+            "ones judged (`lrm benchmark judge`)"
         )
     if item.answer_type in ("text", "caption", "number"):
         return text_key(item.answer)

@@ -427,6 +427,7 @@ def _headlines(result: RunResult) -> tuple[Headline, ...]:
     headlines: list[Headline] = []
     kind, judges = result.kind, result.judges()
     for mode in dict.fromkeys((kind.mode_for(result.lang), LOCAL, *kind.beside, *judges)):
+        has_blind = result.blind is not None and mode not in judges
         try:
             report = result.score(mode)
         except UserError as error:
@@ -434,7 +435,6 @@ def _headlines(result: RunResult) -> tuple[Headline, ...]:
                 raise
             log.warning("%s %s: no row %s: %s", result.benchmark, result.lang, mode, error)
             continue
-        has_blind = result.blind is not None and mode not in judges
         found = report.interval()
         headlines.append(
             Headline(

@@ -46,7 +46,13 @@ from lrm_ext.evaluate.kind import (
 from lrm_ext.evaluate.kinds import find_kind, get_kind
 from lrm_ext.evaluate.predictions import RUN_FILE, prediction_path, texts_by_key
 from lrm_ext.evaluate.reading import answer_words, parse_yes_no
-from lrm_ext.evaluate.registry import BENCHMARKS, Benchmark, get_benchmark, open_folder
+from lrm_ext.evaluate.registry import (
+    BENCHMARKS,
+    FREE_KINDS,
+    Benchmark,
+    get_benchmark,
+    open_folder,
+)
 from lrm_ext.evaluate.statistics import NUM_REPLICATES, bootstrap_interval, wilson_interval
 from lrm_ext.languages import get_language
 
@@ -695,7 +701,9 @@ def _item(key: str, where: str, record: Mapping[str, Any], kind: Kind, lang: str
         DataError: It does not say what was expected.
     """
     gold = stated_gold(record)
-    if not isinstance(gold, str) or not gold.strip():
+    # of open questions a judge may compare the answers of two runs
+    is_open = gold == "" and kind.name in FREE_KINDS
+    if not isinstance(gold, str) or not (gold.strip() or is_open):
         raise DataError(
             f"{where}: question {key}: no expected answer (gold) beside the answer; name the "
             "benchmark's own files with --data"

@@ -113,7 +113,7 @@ def print_report(report: EvalReport, console: Console, show_all: bool = False) -
             console.print()
             is_short = not show_all and _is_many(benchmark)
             console.print(headline_table(benchmark, name, console.width, is_short))
-            for line in headline_remarks(benchmark):
+            for line in headline_remarks(benchmark, name):
                 console.print(line, highlight=False)
     if remark := _unreviewed(report):
         console.print(f"\n{remark}", highlight=False)
@@ -359,21 +359,24 @@ def _headline_row(name: str, headline: Headline, ratio: str) -> list[str]:
     ]
 
 
-def headline_remarks(benchmark: BenchmarkResult) -> list[str]:
-    """Says what the columns mean, and whether the benchmark is whole."""
+def headline_remarks(benchmark: BenchmarkResult, name: str) -> list[str]:
+    """Says what the columns of a headline mean, and whether the benchmark is whole."""
     assert benchmark.headline is not None
     details = benchmark.headline.details
+    judged: dict[str, list[Mapping[str, Any]]] = {}
+    for headline in (headline for r in benchmark.languages for headline in r.headlines):
+        if headline.name == name and headline.mode.startswith(JUDGE):
+            judged.setdefault(headline.mode, []).append(headline.details["judged"])
+    unread = "that decide nothing (wrong)"
+    if judged:
+        unread = "that the judge left undecided (not counted)"
     lines = [
-        "unread: answers that decide nothing (wrong); fidelity: answers in the language of the "
+        f"unread: answers {unread}; fidelity: answers in the language of the "
         "question, of those that have a language; mean: without English"
     ]
     if categories := _categories(details):
         top = details.get("maximum_perception")
         lines.append(categories + (f": at most {top} points of perception" if top else ""))
-    judged: dict[str, list[Mapping[str, Any]]] = {}
-    for headline in (headline for r in benchmark.languages for headline in r.headlines):
-        if headline.mode.startswith(JUDGE):
-            judged.setdefault(headline.mode, []).append(headline.details["judged"])
     return lines + [f"{mode} {_judged_remark(found)}" for mode, found in judged.items()]
 
 

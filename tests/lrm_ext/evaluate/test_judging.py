@@ -371,8 +371,25 @@ def test_the_answers_of_another_run_are_the_opponent_s(make_run, serve):
     assert len(service.bodies) == 3 and all("Reference" not in one for one in service.times)
     make_run("b", ["theirs"], "wildvision")
     make_run("a", ["say 0", "say 1"], "wildvision")
-    with pytest.raises(DataError, match="no answers to 1 of 2 questions of chat in en, such as q1"):
+    with pytest.raises(DataError, match="no answers .* to 1 of 2 questions of chat in en, such as"):
         judged(judge_of(service, run, opponent=other), run)
+
+
+def test_questions_without_an_expected_answer_are_compared(make_run, serve):
+    service = serve(JudgeService(lambda p, n: "AB"[p.index("theirs") < p.index("mine")]))
+    other, run = (make_run(name, [text] * 2, "wildvision") for name, text in
+                  (("b", "theirs"), ("a", "mine")))  # fmt: skip
+    files = [one / "eval" / "predictions" / "chat.en.jsonl" for one in (other, run)]
+    for path in (run.parent / "sets" / "chat" / "en.jsonl", *files):
+        path.write_text(re.sub(r"Reference \d\.", "", path.read_text()))
+    with pytest.raises(DataError, match="no answers to compare with to 2 of 2 .* --against OTHER"):
+        judged(judge_of(service, run), run)
+    result = judged(judge_of(service, run, opponent=other), run)
+    assert result.score().headline == 100
+    add_judged(run / "eval", [result])
+    assert open_result(files[1], "chat", "en").score().headline == 100
+    with pytest.raises(DataError, match="cannot be scored here.*lrm benchmark judge"):
+        open_result(files[0], "chat", "en").score()
 
 
 def test_judges_and_samples_of_one_agree_so_far(make_run, serve):
@@ -407,7 +424,7 @@ def test_stored_verdicts_are_what_everything_else_reads(make_run, serve):
     assert "score by j (xchat): 0.00" in said and "the judge decided on 2 of 2 answers" in said
     run_lrm("benchmark", "judge", b, *judge)
     num_asked = len(service.bodies)
-    (compared,) = compare_runs(a, b)
+    (compared,) = compare_runs(a, b, num_replicates=99)
     (english,) = compared.languages
     assert (english.a, english.b, english.only_b) == (0, 50, None)
     rows = load_runs([a, b]).rows
