@@ -46,13 +46,7 @@ from lrm_ext.evaluate.kind import (
 from lrm_ext.evaluate.kinds import find_kind, get_kind
 from lrm_ext.evaluate.predictions import RUN_FILE, prediction_path, texts_by_key
 from lrm_ext.evaluate.reading import answer_words, parse_yes_no
-from lrm_ext.evaluate.registry import (
-    BENCHMARKS,
-    FREE_KINDS,
-    Benchmark,
-    get_benchmark,
-    open_folder,
-)
+from lrm_ext.evaluate.registry import BENCHMARKS, FREE_KINDS, Benchmark, get_benchmark, open_folder
 from lrm_ext.evaluate.statistics import NUM_REPLICATES, bootstrap_interval, wilson_interval
 from lrm_ext.languages import get_language
 

@@ -33,6 +33,7 @@ from lrm_ext.evaluate.mapping import SetMapping
 from lrm_ext.evaluate.registry import write_folder
 from lrm_ext.evaluate.report import EvalReport, add_judged
 from lrm_ext.evaluate.results import open_result
+from lrm_ext.report.settings import Setting, score_settings
 from lrm_ext.translate.cache import CachedAnswer
 from lrm_ext.translate.engines.base import BudgetError
 
@@ -429,7 +430,10 @@ def test_stored_verdicts_are_what_everything_else_reads(make_run, serve):
     assert (english.a, english.b, english.only_b) == (0, 50, None)
     rows = load_runs([a, b]).rows
     assert [row.answers["b"].is_right for row in rows] == [True, False]
-    assert "score by j (xchat)" in run_lrm("table", 3, f"A={a}", f"B={b}")
+    settings = [Setting.parse(f"A={a}"), Setting.parse(f"B={b}")]
+    (scored,) = score_settings(settings)
+    assert scored.kind.headline == "score by j (xchat)"
+    assert [scored.cells[label]["en"].value for label in "AB"] == [0, 50]
     run_lrm("benchmark", "judge", b, "--judge", "k", "--judge-url", service.url)
     assert "judge:xchat:k agree on 100.0 % of 2 answers" in run_lrm("benchmark", "judge", b)
     with pytest.raises(DataError, match="no verdicts of judge:xchat:k.*there are those of judge:x"):
@@ -441,11 +445,7 @@ def test_stored_verdicts_are_what_everything_else_reads(make_run, serve):
     with pytest.raises(DataError, match="is read as .*, .* as judge:xchat:j; .*--mode"):
         compare_runs(a, b)
     with pytest.raises(DataError, match="are different scores"):
-        run_lrm_raising("table", 3, f"A={a}", f"B={b}")
-
-
-def run_lrm_raising(*args):
-    raise CliRunner().invoke(app, [str(arg) for arg in args]).exception
+        score_settings(settings)
 
 
 def test_a_model_is_asked_and_judged_in_one_command(make_run, serve, tmp_path):
