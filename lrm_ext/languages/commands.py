@@ -154,7 +154,8 @@ def fertility(
     corpus: Path = typer.Option(None, help="A corpus; default: the built-in sentences."),
     languages: list[str] = typer.Option(
         [],
-        help="Language codes; repeat, or use commas. Default: those of the paper and your own.",
+        help="Language codes, or all; repeat, or use commas. Default: those of the paper and your "
+        "own.",
     ),
     limit: int = typer.Option(2000, min=1, help="Sentences of a corpus to count in each language."),
     out: Path = typer.Option(None, help="Write a bar plot to this file: .png, .svg or .pdf."),
@@ -171,7 +172,7 @@ def fertility(
     codes = canonical_codes(languages)
     counters = load_counters(sources)
     if corpus is None:
-        pairs = built_in_pairs(codes or default_languages())
+        pairs = built_in_pairs(_all_or(codes) or default_languages())
     else:
         pairs = corpus_pairs(corpus, codes or None, limit)
     pairs = in_common(pairs)
@@ -229,7 +230,8 @@ def probe(
     languages: list[str] = typer.Option(
         [],
         "--lang",
-        help="Language codes; repeat, or use commas. Default: those of the paper and your own.",
+        help="Language codes, or all; repeat, or use commas. Default: those of the paper and your "
+        "own.",
     ),
     texts: list[str] = typer.Option(
         [], "--text", help="CODE=FILE: a text of your own, such as hr=news.txt; repeat."
@@ -250,7 +252,7 @@ def probe(
     if out is not None:
         refuse_plot(out, len(sources))
     own = [read_text(text) for text in texts]
-    codes = canonical_codes(languages) or (() if own else default_languages())
+    codes = _all_or(canonical_codes(languages)) or (() if own else default_languages())
     codes = tuple(dict.fromkeys(("en", *codes)))
     pairs = {code: found[:limit] for code, found in in_common(built_in_pairs(codes)).items()}
     wanted = [*parallel_texts(pairs), *own]
@@ -390,6 +392,10 @@ def _print_effect(
         shares.append(f"{lang} {fmean(was != now for was, now in cuts):.1%}")
     console.print(table)
     console.print(f"sentences that are cut in another way than before: {', '.join(shares)}")
+
+
+def _all_or(codes: tuple[str, ...]) -> tuple[str, ...]:
+    return list_languages() if codes == ("all",) else codes
 
 
 def _counted(number: int, noun: str) -> str:

@@ -136,6 +136,12 @@ def test_many_languages_are_rows_of_the_worst_and_of_scripts(monkeypatch):
     assert "Croatian" in lrm("--languages", CODES, "--all")
 
 
+def test_all_are_those_with_a_file(monkeypatch):
+    monkeypatch.setattr("lrm_ext.languages.commands.list_languages", lambda: ("en", "hr", "ta"))
+    results = json.loads(lrm("--languages", "all", "--json"))
+    assert [result["lang"] for result in results] == ["en", "hr", "ta"]
+
+
 def test_built_in_text_is_parallel_and_the_same_every_time():
     pairs = built_in_pairs(["en", "cs", "zh"], num_scenes=20)
     assert {len(found) for found in in_common(pairs).values()} == {len(pairs["en"])}
