@@ -283,8 +283,9 @@ def test_uploads_and_examples_can_be_asked_about(open_page, tmp_path):
     for path in (uploaded, example):
         assert requests.get(api + "file=" + path, timeout=20).ok
         picture = {"path": path, "url": api + "file=" + path, "meta": {"_type": "gradio.FileData"}}
+        shown = [{"image": picture, "caption": None}]
         index = handler_index(api, "send")
-        event = ask_page(api, index, ["en", None, None, False, "What?", picture, "Default"])
+        event = ask_page(api, index, ["en", None, None, False, "What?", shown, "Default"])
         assert event["success"], event
         (thumbnail,) = shown_files(event)
         assert requests.get(api + "file=" + thumbnail, timeout=20).ok
