@@ -8,6 +8,9 @@
     outer.setAttribute("role", "group");
     outer.tabIndex = -1;
   }
+  // Gradio shows the name of a text that it lacks
+  for (const each of document.querySelectorAll('[title="common.webcam"]'))
+    each.title = each.ariaLabel = "Camera";
   // the unnamed button around an image in the conversation, after the image field
   const label = document.querySelector('#picture [data-testid="block-label"]');
   const name = label ? label.innerText.trim() : "";
