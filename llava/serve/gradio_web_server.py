@@ -303,7 +303,6 @@ class Page:
                 {"label": "question", "placeholder": "question_hint"},
                 scale=8,
                 min_width=160,
-                autofocus=True,
                 elem_id="question",
             )
             self._send = self._field(

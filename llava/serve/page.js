@@ -1,5 +1,11 @@
 /* What Gradio's fields have no setting for, whenever one is drawn. `accepted`: media types. */
 (accepted) => new MutationObserver(() => {
+  // Gradio's autofocus scrolls a small window to the question
+  const question = document.querySelector("#question textarea:not([data-seen])");
+  if (question) {
+    question.dataset.seen = "";
+    question.focus({preventScroll: true});
+  }
   // Gradio's own dialog offers any image
   for (const field of document.querySelectorAll('#picture input[type="file"]'))
     field.accept = accepted.join();

@@ -328,6 +328,13 @@ def test_errors_are_in_the_users_language(visit):
     assert tab.locator("#upvote").is_disabled()
 
 
+def test_a_small_window_opens_at_the_top_ready_for_a_question(visit):
+    tab = visit(size=(1280, 640))
+    tab.wait_for_function("document.activeElement.matches('#question textarea')")
+    tab.wait_for_timeout(500)
+    assert tab.evaluate("scrollY") == 0
+
+
 def test_it_works_with_the_keyboard_alone(visit):
     tab = visit()
     tab.focus("#question textarea")
