@@ -311,7 +311,7 @@ class Demo:
             status = process.poll()
             if status is not None:
                 text = log_path.read_text(encoding="utf-8", errors="replace").strip()
-                errors = re.findall(r"^error: (.*)", text, re.MULTILINE)
+                errors = re.split(r"^error: ", text, flags=re.MULTILINE)[1:]  # to the log's end
                 cause = (errors or text.splitlines() or ["it said nothing"])[-1]
                 raise ConfigError(
                     f"the {log_path.stem} stopped (exit status {status}): {cause}\n"

@@ -130,6 +130,18 @@ def test_a_worker_that_cannot_load_its_model_says_why(tmp_path):
         parts.stop()
 
 
+def test_all_lines_of_a_parts_last_error_are_shown(tmp_path):
+    parts = Demo(tmp_path)
+    code = "print('error: first\\nwas tried again\\nerror: 2 GiB are missing:\\n  use --load-4bit')"
+    parts.parts[tmp_path / "worker.log"] = process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=(tmp_path / "worker.log").open("wb")
+    )
+    process.wait()
+    message = r"status 0\): 2 GiB are missing:\n  use --load-4bit\nits log is"
+    with pytest.raises(ConfigError, match=message):
+        parts.check_alive()
+
+
 def test_check_asks_one_question(tmp_path):
     output = io.StringIO()
     options = DemoOptions(
