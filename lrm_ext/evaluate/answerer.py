@@ -44,6 +44,7 @@ from llava.mm_utils import (
 )
 from llava.model.tiles import Tiling
 from lrm_ext.evaluate.items import check_places
+from lrm_ext.languages.registry import ENGLISH, list_languages
 from lrm_ext.languages.templates import in_language, register_templates
 
 FEATURE_CACHE_BYTES: Final = 4 << 30
@@ -162,8 +163,9 @@ class Templates:
         return cls(*select_conversation(config, name, conv_mode))
 
     def in_language(self, lang: str) -> Conversation:
-        """Returns a fresh conversation for a question in a language."""
-        return in_language(self.name, self.conversation, lang)
+        """Returns a fresh conversation for a question in a language, English if it has no file."""
+        known = lang if lang in list_languages() else ENGLISH
+        return in_language(self.name, self.conversation, known)
 
 
 def load_answerer(

@@ -155,26 +155,34 @@ def compare_runs(
     results: list[BenchmarkComparison] = []
     for name in dict.fromkeys(name for name, _ in common):
         langs = in_language_order(lang for benchmark, lang in common if benchmark == name)
-        pairs = [
+        found = (
             _score_pair(name, lang, files_a[name, lang], files_b[name, lang], mode)
             for lang in langs
-        ]
+        )
+        if not (pairs := [pair for pair in found if pair is not None]):
+            continue
         only_in = {
             run: in_language_order(lang for benchmark, lang in keys if benchmark == name)
             for run, keys in alone.items()
         }
         results.append(_compare(name, pairs, only_in, seed, num_replicates))
+    if not results:
+        raise DataError("nothing to compare: no language has a file here; see --mode")
     return results
 
 
-def _score_pair(name: str, lang: str, path_a: Path, path_b: Path, mode: str | None) -> _Pair:
+def _score_pair(name: str, lang: str, path_a: Path, path_b: Path, mode: str | None) -> _Pair | None:
     """Scores the answers of both runs to the same questions.
+
+    Returns:
+        None for a language without a file, unless a mode is named or a judge has judged.
 
     Raises:
         DataError: The questions or their expected answers differ.
     """
     kind, other = stated_kind(path_a), stated_kind(path_b)
-    if kind.mode_for(lang, mode) in kind.beside and other.beside and other is not kind:
+    differ = kind.beside and other.beside and other is not kind
+    if differ and kind.mode_for(lang, mode) in kind.beside:
         raise DataError(
             f"{path_a} and {path_b}: their questions name different rules of an owner, so they "
             "cannot be compared by one; compare them as local"
@@ -200,6 +208,12 @@ def _score_pair(name: str, lang: str, path_a: Path, path_b: Path, mode: str | No
             f"{path_a} and {path_b}: {len(changed)} questions have another wording or expected "
             f"answer ({', '.join(changed[:_NUM_SHOWN])}); they are of different versions"
         )
+    if mode is None and not (first.is_comparable and second.is_comparable):
+        log.warning(
+            "%s: left out %s, which has no language file here: compare it by `--mode official`, "
+            "where the set's owner has a rule, or by a judge", name, lang,
+        )  # fmt: skip
+        return None
     modes = [one.mode_for(mode) for one in (first, second)]
     if modes[0] != modes[1]:
         raise DataError(

@@ -14,7 +14,7 @@ from typing import Final
 
 from lrm_ext.corpus.store import ENGLISH
 from lrm_ext.evaluate.items import LETTERS
-from lrm_ext.languages.registry import get_language
+from lrm_ext.languages.registry import any_language, get_language
 from lrm_ext.translate.engines.memory import known_translations
 
 _END: Final = " .!?。！？"
@@ -41,7 +41,7 @@ def gloss(text: str, lang: str, options: Sequence[str] = (), table: str | None =
 def _english_of(lang: str, table: str | None) -> dict[str, str]:
     """Returns the known answers in a language, folded, with their English."""
     path = None if table is None else Path(table.replace("{lang}", lang))
-    ours, english = get_language(lang), get_language(ENGLISH)
+    ours, english = any_language(lang), get_language(ENGLISH)
     pairs = [(ours.yes, english.yes), (ours.no, english.no)]
     fixed = ours.fixed_answers
     pairs += [(fixed[n], text) for n, text in english.fixed_answers.items() if n in fixed]

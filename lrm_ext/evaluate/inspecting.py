@@ -197,7 +197,9 @@ def load_runs(
         for (benchmark, lang), path in answer_files(folder).items():
             is_wanted = not benchmarks or benchmark in benchmarks
             if is_wanted and (not languages or lang in languages):
-                _add(rows, versions, name, open_result(path, benchmark, lang), path)
+                result = open_result(path, benchmark, lang)
+                if result.is_read():
+                    _add(rows, versions, name, result, path)
     if not rows:
         raise DataError(
             f"{', '.join(map(str, folders))}: no answers to {', '.join(benchmarks) or 'anything'} "

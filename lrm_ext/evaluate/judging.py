@@ -41,7 +41,7 @@ from lrm_ext.evaluate.results import (
     open_result,
 )
 from lrm_ext.evaluate.statistics import RaterAgreement, rater_agreement
-from lrm_ext.languages import get_language
+from lrm_ext.languages import any_language
 from lrm_ext.translate.cache import Cache, CachedAnswer, CachedEngine
 from lrm_ext.translate.engines.base import Outcome, Reply, TextSegment, Usage, parse_options
 from lrm_ext.translate.engines.metered import Work
@@ -112,7 +112,7 @@ class Rubric(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         known = {
             **{key: value for key, value in item.extra.items() if value not in (None, "")},
             "question": (item.question or item.text).replace(DEFAULT_IMAGE_TOKEN, "").strip(),
-            "language": get_language(item.answer_lang or item.lang).name,
+            "language": any_language(item.answer_lang or item.lang).name,
             "reference": reference,
             "answer": answer,
         }
@@ -467,7 +467,7 @@ class ModelJudge:
 
 def _without_judge(result: RunResult) -> Sequence[Verdict]:
     """Returns what is known of the answers without a judge, also where nothing is expected."""
-    if all(item.answer for item in result.items):
+    if result.kind.reads_locally(result.lang) and all(item.answer for item in result.items):
         return result.verdicts(LOCAL)
     items = [replace(item, answer=item.answer or _NO_ANSWER) for item in result.items]
     local = result.kind.modes[LOCAL]

@@ -36,7 +36,7 @@ from lrm_ext.evaluate.reading import (
     words_of,
 )
 from lrm_ext.languages.identification import confusable, identify, probabilities
-from lrm_ext.languages.registry import default_languages
+from lrm_ext.languages.registry import default_languages, list_languages
 
 if TYPE_CHECKING:
     from lrm_ext.evaluate.official import Files
@@ -279,8 +279,10 @@ def language_of_prose(text: str, lang: str) -> str:
 
     Returns:
         `lang` (also for a language that cannot be told apart from it), `en`, `other`, or
-        `undecided` if the text is too short or nothing decides.
+        `undecided` if the text is too short or nothing decides, or the language has no file.
     """
+    if lang not in list_languages():
+        return UNDECIDED
     words = [word for word in words_of(normalise(text)) if not word.isdigit()]
     prose = " ".join(words)
     if _UNSPACED.search(prose):
@@ -347,6 +349,8 @@ def _verdict(item: Item, text: str | None, reading: Reading, judge: Judge) -> Ve
     found = Judgement(MISSING, False, MISSING)
     if text is not None and not refused:
         found = judge(item, text, reading)
+        if reading.lang not in list_languages():
+            found = replace(found, answer_lang=UNDECIDED)
     return Verdict(
         **vars(found),
         key=item.question_id,
@@ -466,17 +470,30 @@ class Kind:
             return self.outcomes(items, verdicts)
         return {verdict.key: verdict.correct for verdict in verdicts}
 
+    def reads_locally(self, lang: str) -> bool:
+        """Tells whether `local` reads answers in a language; captions are compared in any."""
+        return lang in list_languages() or self.answer_type == "caption"
+
     def mode_for(self, lang: str, wanted: str | None = None) -> str:
         """Returns the mode in which answers in a language are read.
 
         Args:
             lang: Language of the questions.
-            wanted: What the user asked for.
+            wanted: What the user asked for; by default the kind's own for English, the owner's for
+                a language that `local` does not read, and `local` for others.
 
         Raises:
-            ConfigError: There is no such mode, or it needs more than texts.
+            ConfigError: There is no such mode, it needs more than texts, or words of the language.
         """
         mode = wanted or (self.default_mode if lang == "en" else LOCAL)
+        if mode == LOCAL and not self.reads_locally(lang):
+            if wanted or OFFICIAL not in self.beside:
+                raise ConfigError(
+                    f"{lang} has no language file here, so `{LOCAL}` cannot read its answers: "
+                    "only the rule of the set's owner, if its mapping names one (`official`), or a "
+                    f"judge can. `lrm languages add {lang}` drafts a file"
+                )
+            mode = OFFICIAL
         if mode.startswith(JUDGE):
             return mode
         mode = self.aliases.get(mode, mode)

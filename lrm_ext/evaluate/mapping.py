@@ -41,7 +41,7 @@ from lrm_ext.evaluate.official import (
     image_folder,
     read_rows,
 )
-from lrm_ext.languages import get_language, list_languages
+from lrm_ext.languages import any_language, language_name, list_languages
 
 log = logging.getLogger(__name__)
 SETS_DIR: Final = Path(__file__).parent / "sets"
@@ -266,8 +266,8 @@ def download_patterns(mapping: SetMapping, langs: Sequence[str]) -> list[str]:
 def available_languages(mapping: SetMapping, source: Path) -> tuple[str, ...]:
     """Returns the languages of a set that there are questions in.
 
-    They are told by the files, or by the column that names the language. Languages that the set has
-    and that have no file here, and rows in languages that the mapping does not name, are logged.
+    They are told by the files, or by the column that names the language. Rows in languages that the
+    mapping does not name are logged.
     """
     files = {lang: question_files(mapping, source, lang) for lang in mapping.languages}
     found = [lang for lang in files if files[lang]]
@@ -283,13 +283,7 @@ def available_languages(mapping: SetMapping, source: Path) -> tuple[str, ...]:
         found = [lang for lang in found if fitting[lang]]
         if others := sorted(values.keys() - set().union(*fitting.values())):
             log.warning("%s: no language of %s is %s", source, mapping.name, ", ".join(others))
-    known = [lang for lang in found if lang in list_languages()]
-    if without := [lang for lang in found if lang not in known]:
-        log.warning(
-            "%s: left out %s, which have no file here; `lrm languages add %s` drafts one",
-            source, ", ".join(without), without[0],
-        )  # fmt: skip
-    return tuple(known)
+    return tuple(found)
 
 
 def needed_files(mapping: SetMapping, source: Source) -> list[Path]:
@@ -330,6 +324,15 @@ def read_set(mapping: SetMapping, source: Source) -> Questions:
     places: dict[str, str] = {}
     number, row = -1, dict[str, Any]()
     rows = (pair for file in files for pair in read_rows(file, mapping.files.rows))
+    if lang not in list_languages():
+        rule, judge = mapping.official and "the owner's rule", mapping.judge and "a judge"
+        readers = " or ".join(filter(None, (rule, judge)))
+        log.warning(
+            "%s: %s (%s) has no language file here: it is asked with the requests of English, and "
+            "%s its answers",
+            mapping.name, lang, language_name(lang),
+            f"{readers} alone reads" if readers else "nothing here reads",
+        )  # fmt: skip
     for number, (where, row) in enumerate(rows):
         for place, one in reader.questions(row, where, number):
             item = reader.read(one, where, place)
@@ -371,7 +374,7 @@ class _Reader:
         self.missing: list[str] = []
         self.num_others = 0
         self._mapping, self._lang, self._store = mapping, lang, store
-        self._columns, self._language = mapping.columns_in(lang), get_language(lang)
+        self._columns, self._language = mapping.columns_in(lang), any_language(lang)
         columns = self._columns
         has_one = len(columns.image) == 1 and not columns.image_pattern
         in_folder = isinstance(store.source, Path)

@@ -20,6 +20,7 @@ from llava.eval.records import OPTION_LETTERS as LETTERS
 from lrm_ext.languages.registry import (
     ENGLISH,
     Language,
+    any_language,
     canonical_code,
     get_language,
     list_languages,
@@ -605,7 +606,9 @@ def _contains(haystack: str, key: str, spaced: bool) -> bool:
 def answer_words(lang: str) -> AnswerWords:
     """Returns how a language says yes and no, with the English words that count everywhere.
 
+    Without a file those are all.
+
     Raises:
-        ConfigError: There is no such language (the choices are listed), or its file is at fault.
+        ConfigError: The code is not well-formed, or the language's file is at fault.
     """
-    return AnswerWords.of(get_language(lang), get_language("en"))
+    return AnswerWords.of(any_language(lang), get_language("en"))

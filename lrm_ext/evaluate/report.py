@@ -35,7 +35,7 @@ from lrm_ext.evaluate.official import join_images
 from lrm_ext.evaluate.predictions import read_predictions
 from lrm_ext.evaluate.results import ENGLISH, Answered, RunResult, reading_of, store_results
 from lrm_ext.evaluate.statistics import num_majority_correct, wilson_interval
-from lrm_ext.languages import get_language
+from lrm_ext.languages import any_language
 
 if TYPE_CHECKING:
     from lrm_ext.evaluate.registry import Benchmark
@@ -125,6 +125,8 @@ class LanguageResult:
         yesno_tasks: The tasks that are answered by yes or no.
         headlines: The figure of the paper's tables, in each mode of reading; empty for a benchmark
             that has none but accuracy.
+        mode: How answers are read for these shares: `local`, or the owner's or a judge's for a
+            language without a file.
         character_errors: Of text that is read from images, the character error rate: graphemes to
             insert, delete or replace per grapheme of the text, in NFC, which may be more than 1.
             None without such questions.
@@ -140,6 +142,7 @@ class LanguageResult:
     tasks: Mapping[str, GroupScore]
     yesno_tasks: tuple[str, ...]
     headlines: tuple[Headline, ...] = ()
+    mode: str = LOCAL
     character_errors: float | None = None
 
     @property
@@ -196,6 +199,18 @@ class BenchmarkResult:
     def headline_names(self) -> tuple[str, ...]:
         """What its headlines are: those of different names are not in one table."""
         return tuple(dict.fromkeys(one.name for r in self.languages for one in r.headlines))
+
+    def parts(self) -> tuple[BenchmarkResult, ...]:
+        """Returns the results by how answers are read for their shares, which are not mixed."""
+        modes = dict.fromkeys(r.mode for r in self.languages)
+        return tuple(
+            replace(
+                self,
+                languages=tuple(r for r in self.languages if r.mode == mode),
+                examples=() if number else self.examples,
+            )
+            for number, mode in enumerate(modes)
+        )
 
     def english(self) -> LanguageResult | None:
         """Returns the English result, if English was asked."""
@@ -293,10 +308,13 @@ def score_run(
         if judge is not None:
             for qs, result in found:
                 judge(result, qs.benchmark)
-        languages = tuple(_language_result(qs, result) for qs, result in found)
-        benchmarks.append(BenchmarkResult(name, languages, _examples(config, found)))
         results += [result for _, result in found]
+        if read := [(qs, result) for qs, result in found if result.is_read()]:
+            languages = tuple(_language_result(qs, result) for qs, result in read)
+            benchmarks.append(BenchmarkResult(name, languages, _examples(config, read)))
     store_results(config.results_dir, results)
+    if not benchmarks:
+        raise DataError("there is no score: nothing reads the answers; they are kept")
     versions = {"lrm_ext": lrm_ext.__version__, "python": platform.python_version()}
     report = EvalReport(
         model_path=str(config.model_path),
@@ -339,8 +357,8 @@ def _open_asked(config: EvalConfig, qs: QuestionSet) -> RunResult:
 
 
 def _language_result(qs: QuestionSet, result: RunResult) -> LanguageResult:
-    verdicts = result.verdicts(LOCAL)
-    language = get_language(qs.lang)
+    verdicts = result.verdicts(result.usual_mode)
+    language = any_language(qs.lang)
     total = _group_score(qs, result)
     assert total is not None, "a question set is never empty"
     scores = {
@@ -358,6 +376,7 @@ def _language_result(qs: QuestionSet, result: RunResult) -> LanguageResult:
         tasks={task: score for task, score in scores.items() if score is not None},
         yesno_tasks=tuple(dict.fromkeys(v.category for v in verdicts if v.answer_type == "yesno")),
         headlines=_headlines(result) if find_kind(qs.benchmark.kind or "") else (),
+        mode=result.usual_mode,
         character_errors=_character_errors(result),
     )
 
@@ -368,14 +387,15 @@ def _group_score(
     """Returns the score of the questions whose verdict has a value in a field, or None."""
 
     def chosen(blind: bool) -> list[Verdict]:
-        verdicts = result.verdicts(LOCAL, blind)
+        verdicts = result.verdicts(result.usual_mode, blind)
         return [verdict for verdict in verdicts if not field or getattr(verdict, field) == value]
 
     verdicts = chosen(blind=False)
     if not verdicts:
         return None
     n = len(verdicts)
-    blind = None if result.blind is None else sum(v.correct for v in chosen(blind=True)) / n
+    has_blind = result.blind is not None and result.usual_mode not in result.judges()
+    blind = sum(v.correct for v in chosen(blind=True)) / n if has_blind else None
     num_correct = sum(verdict.correct for verdict in verdicts)
     accuracy = num_correct / n
     low, high = wilson_interval(num_correct, n)
@@ -426,7 +446,8 @@ def _headlines(result: RunResult) -> tuple[Headline, ...]:
     """
     headlines: list[Headline] = []
     kind, judges = result.kind, result.judges()
-    for mode in dict.fromkeys((kind.mode_for(result.lang), LOCAL, *kind.beside, *judges)):
+    own = (kind.mode_for(result.lang), LOCAL) if kind.reads_locally(result.lang) else ()
+    for mode in dict.fromkeys((*own, *kind.beside, *judges)):
         has_blind = result.blind is not None and mode not in judges
         try:
             report = result.score(mode)
@@ -513,7 +534,9 @@ def _examples(
                     verdict.correct,
                 )
                 for result in results
-                for own, verdict in zip(result.items, result.verdicts(LOCAL), strict=True)
+                for own, verdict in zip(
+                    result.items, result.verdicts(result.usual_mode), strict=True
+                )
                 if own.question_id == item.question_id
             )  # fmt: skip
             examples.append(Example(image, file, answers))

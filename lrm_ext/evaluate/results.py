@@ -23,12 +23,13 @@ from typing import Any, Final
 import msgspec
 
 import lrm_ext
-from llava.errors import DataError, UserError
+from llava.errors import ConfigError, DataError, UserError
 from llava.eval.records import read_json, read_json_lines
 from llava.files import write_atomically
 from lrm_ext.evaluate.items import LETTERS, Item, stated_gold
 from lrm_ext.evaluate.kind import (
     JUDGE,
+    LOCAL,
     MISSING,
     UNDECIDED,
     UNDECIDED_REPLY,
@@ -48,7 +49,7 @@ from lrm_ext.evaluate.predictions import RUN_FILE, prediction_path, texts_by_key
 from lrm_ext.evaluate.reading import answer_words, parse_yes_no
 from lrm_ext.evaluate.registry import BENCHMARKS, FREE_KINDS, Benchmark, get_benchmark, open_folder
 from lrm_ext.evaluate.statistics import NUM_REPLICATES, bootstrap_interval, wilson_interval
-from lrm_ext.languages import get_language
+from lrm_ext.languages import any_language
 
 log = logging.getLogger(__name__)
 
@@ -247,6 +248,28 @@ class RunResult:
         """
         return self.kind.mode_for(self.lang, wanted or next(iter(self.judges()), None))
 
+    @property
+    def usual_mode(self) -> str:
+        """The mode of its shares: `local`, or `mode_for` where that does not read the language.
+
+        Raises:
+            ConfigError: Nothing reads the answers.
+        """
+        return LOCAL if self.kind.reads_locally(self.lang) else self.mode_for()
+
+    def is_read(self) -> bool:
+        """Tells whether anything reads the answers, and logs why not."""
+        try:
+            return bool(self.usual_mode)
+        except ConfigError as error:
+            log.warning("%s %s: no score: %s", self.benchmark, self.lang, error)
+            return False
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether its reading by default stands beside other languages': `local` or a judge's."""
+        return bool(self.judges()) or self.kind.reads_locally(self.lang)
+
     def rules(self, mode: str | None = None) -> Kind:
         """Returns the rules by which the verdicts of a mode are counted."""
         mode = self.mode_for(mode)
@@ -316,7 +339,7 @@ def state_of(answers: Path, lang: str, mode: str) -> str:
     """
     if not answers.is_file():
         return ""
-    words = [repr(get_language(one).local) for one in (lang, ENGLISH)]
+    words = [repr(any_language(one).local) for one in (lang, ENGLISH)]
     rules = hashlib.sha256("\n".join([str(RULES_VERSION), lrm_ext.__version__, *words]).encode())
     if mode.startswith(JUDGE):
         rubric = JUDGES_DIR / f"{mode.split(':')[1]}.toml"
@@ -505,7 +528,7 @@ def reading_of(lang: str, items: Sequence[Item], english: Sequence[Item] = ()) -
     """
     return Reading(
         words=answer_words(lang),
-        word_letters=get_language(lang).local.word_letters,
+        word_letters=any_language(lang).local.word_letters,
         native=text_answers(items),
         english=text_answers(english),
         english_options={item.question_id: item.options for item in english if item.options},

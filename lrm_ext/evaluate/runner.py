@@ -44,7 +44,7 @@ from lrm_ext.evaluate.predictions import (
     sort_lines,
 )
 from lrm_ext.evaluate.registry import Benchmark, get_benchmark, names_in
-from lrm_ext.languages import get_language, list_languages
+from lrm_ext.languages import get_language, in_language_order, list_languages
 
 log = logging.getLogger(__name__)
 NUM_SHOWN_IMAGES: Final = 20
@@ -146,8 +146,6 @@ class EvalConfig:
             raise ConfigError(
                 "--max-tokens-field and --no-temperature are for services; name one with --base-url"
             )
-        for lang in self.languages:
-            get_language(lang)
         if self.benchmark_dir is not None and len(self.benchmarks) > 1:
             without = [n for n in self.benchmarks if not (self.benchmark_dir / n).is_dir()]
             if without:
@@ -408,12 +406,14 @@ def load_questions(config: EvalConfig) -> list[QuestionSet]:
     sets: list[QuestionSet] = []
     for name in config.names():
         benchmark = get_benchmark(name, config.benchmark_dir)
-        languages = config.languages or tuple(
-            lang for lang in list_languages() if lang in benchmark.languages()
-        )
+        # of an imported set also those that have no file here
+        known = {*list_languages(), *benchmark.versions}
+        languages = config.languages or in_language_order(known & {*benchmark.languages()})
         if not languages:
             raise DataError(f"benchmark {name}: no <lang>.jsonl in {benchmark.folder}")
         for lang in languages:
+            if not benchmark.path(lang).is_file():
+                get_language(lang)  # a mistyped code has a better message
             items = benchmark.read(lang)
             _check_images(items, benchmark, config.text_only)
             keys = frozenset(item.question_id for item in items)

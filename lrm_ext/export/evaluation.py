@@ -57,7 +57,7 @@ from lrm_ext.evaluate.results import (
     open_result,
 )
 from lrm_ext.evaluate.translating import kind_of_folder, translation_records, write_table
-from lrm_ext.languages.registry import get_language
+from lrm_ext.languages.registry import language_name
 
 log = logging.getLogger(__name__)
 
@@ -626,7 +626,7 @@ def _card(benchmark: Benchmark, questions: dict[str, list[Item]], licence: str) 
         engines = sorted({engine for _, engine in made.values() if engine})
         english = sum(status == "in English" for status, _ in made.values())
         table.append(
-            f"| {get_language(lang).name} (`{lang}`) | {len(items)} | "
+            f"| {language_name(lang)} (`{lang}`) | {len(items)} | "
             f"{'; '.join(engines) or '-'} | {english} | {benchmark.versions.get(lang) or '-'} |"
         )
     kind = kind_of_folder(benchmark)

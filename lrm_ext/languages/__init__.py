@@ -3,6 +3,7 @@
 from lrm_ext.languages.registry import (
     Language,
     LocalWords,
+    any_language,
     get_language,
     in_language_order,
     language_name,
@@ -12,6 +13,7 @@ from lrm_ext.languages.registry import (
 __all__ = [
     "Language",
     "LocalWords",
+    "any_language",
     "get_language",
     "in_language_order",
     "language_name",

@@ -423,7 +423,10 @@ def text_direction(code: str) -> str:
 
 def language_name(code: str) -> str:
     """Returns the English name of a language; its code if it is unknown."""
-    return get_language(code).name if code in list_languages() else code
+    try:
+        return any_language(code).name
+    except ConfigError:
+        return code
 
 
 def canonical_code(code: str) -> str:
@@ -537,6 +540,27 @@ def get_language(code: str) -> Language:
     return msgspec.structs.replace(language, answer_in=MappingProxyType(answer_in))
 
 
+def any_language(code: str) -> Language:
+    """Returns a language, or for one without a file CLDR's name and script beside English texts.
+
+    Raises:
+        ConfigError: The code is not well-formed, or the language's file is not valid.
+    """
+    if code in list_languages():
+        return get_language(code)
+    names = known_names(normalize_tag(code))
+    name = names.name or code
+    return msgspec.structs.replace(
+        get_language(ENGLISH),
+        code=code,
+        name=name,
+        native_name=names.native_name or name,
+        paper_label=code,
+        script=names.script or "Latn",
+        spaced=names.spaced is not False,
+    )
+
+
 def answer_request(question_lang: str, answer_lang: str) -> str:
     """Returns the request for an answer in `answer_lang`, in the language of the question.
 
@@ -547,7 +571,7 @@ def answer_request(question_lang: str, answer_lang: str) -> str:
         ConfigError: A language is unknown.
     """
     answering = get_language(answer_lang)
-    for asking in (get_language(question_lang), get_language(ENGLISH)):
+    for asking in (any_language(question_lang), get_language(ENGLISH)):
         if own := asking.answer_in.get(answer_lang):
             return own
         is_english = asking.code == ENGLISH  # which has the name that the file gives

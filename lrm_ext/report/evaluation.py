@@ -92,7 +92,7 @@ def print_report(report: EvalReport, console: Console, show_all: bool = False) -
         console: Where they are printed.
         show_all: Show every language, also where there are more than `MAX_ROWS`.
     """
-    for benchmark in report.benchmarks:
+    for benchmark in (part for one in report.benchmarks for part in one.parts()):
         is_short = not show_all and _is_many(benchmark)
         console.print()
         console.print(_score_table(benchmark, bool(report.limit), console.width, is_short))
@@ -130,6 +130,13 @@ def _unreviewed(report: EvalReport) -> str:
     return f"not signed by a native reader: {named} (lrm languages review CODE shows the texts)"
 
 
+def reading(part: BenchmarkResult) -> str:
+    """Says how answers are read for the shares of a part, where that can be more than one way."""
+    modes = {one.mode for result in part.languages for one in result.headlines}
+    modes |= {result.mode for result in part.languages}
+    return "" if modes == {LOCAL} else f", read as {part.languages[0].mode}"
+
+
 def _is_many(benchmark: BenchmarkResult) -> bool:
     return len(benchmark.languages) > MAX_ROWS
 
@@ -140,7 +147,7 @@ def _score_table(benchmark: BenchmarkResult, is_limited: bool, width: int, is_sh
     has_yesno = any(result.yesno for result in benchmark.languages)
     tasks = [task for task in benchmark.tasks if not has_yesno or task not in yesno]
     heads = ("language", "yes/no" if has_yesno else "accuracy", "95 %", "blind", "majority", *tasks)
-    title = f"{benchmark.name}: right answers in percent"
+    title = f"{benchmark.name}: right answers in percent{reading(benchmark)}"
     title += ", some of the questions" if is_limited else ""
     title += f", worst {NUM_WORST} of {len(benchmark.languages)} languages" if is_short else ""
     rows = score_rows(benchmark, "main", tasks, is_short)
@@ -323,8 +330,8 @@ def headline_rows(
             row = _headline_row(result.name, headline, ratio)
             found.setdefault(result.lang, []).append(row)
             by_mode.setdefault(headline.mode, {})[result.lang] = headline.value
-    # the mode that every language is read in
-    usual = LOCAL if LOCAL in by_mode else next(iter(by_mode))
+    # the mode that most languages are read in
+    usual = max(by_mode, key=lambda mode: (len(by_mode[mode]), mode == LOCAL))
 
     def mean_row(title: str, langs: Sequence[str], mode: str = usual) -> list[str]:
         mean = fmean(by_mode[mode][lang] for lang in langs)
@@ -355,7 +362,7 @@ def _headline_row(name: str, headline: Headline, ratio: str) -> list[str]:
         NOTHING if headline.blind is None else f"{headline.blind:.2f}",
         ratio.format(counts["answered"], counts["questions"]),
         f"{counts['unparsed']:,}",
-        ratio.format(faith["in_language"], faith["decided"]),
+        ratio.format(faith["in_language"], faith["decided"]) if faith["decided"] else NOTHING,
     ]
 
 
@@ -440,6 +447,7 @@ def write_report(report: EvalReport, folder: Path, model_path: Path) -> Path:
         mean_of=mean_of,
         percent=percent,
         printable=printable,
+        reading=reading,
         remarks=lambda benchmark: remarks(benchmark, _is_many(benchmark)),
         unreviewed=_unreviewed(report),
     )

@@ -16,7 +16,7 @@ from typing import Final
 
 from llava.errors import ConfigError, DataError, UserError
 from lrm_ext.evaluate.items import Item
-from lrm_ext.evaluate.kind import Kind
+from lrm_ext.evaluate.kind import LOCAL, Kind
 from lrm_ext.evaluate.results import (
     ENGLISH,
     RunResult,
@@ -227,7 +227,7 @@ def _score_benchmark(
         one.rules().headline: one.rules()
         for found in opened.values()
         for one, _ in found.values()
-        if isinstance(one, RunResult) and mode is None
+        if isinstance(one, RunResult) and mode is None and one.is_comparable
     }
     if len(rules) > 1:
         raise DataError(
@@ -280,6 +280,8 @@ def _score(
         (item.answer, item.text) != (known[item.question_id].answer, known[item.question_id].text)
         for item in found.items
     )
+    if mode is None and not found.is_comparable:
+        mode = LOCAL  # which says why it has none: readings are not mixed in a table
     if num_answered < num_questions:
         reason = f"{num_answered:,} of {num_questions:,} questions answered"
     elif changed:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import official_files as files
 import pytest
+from test_judging import JudgeService
 from test_sets import write_pictures
 from toy_benchmark import FakeAnswerer
 
@@ -15,7 +16,9 @@ from llava.errors import ConfigError, DataError
 from llava.files import load_toml
 from lrm_ext.evaluate.compare import compare_runs, comparison_table
 from lrm_ext.evaluate.importing import import_benchmark, kind_of
+from lrm_ext.evaluate.inspecting import load_runs
 from lrm_ext.evaluate.items import Item
+from lrm_ext.evaluate.judging import JudgeConfig, ModelJudge
 from lrm_ext.evaluate.kinds import find_kind
 from lrm_ext.evaluate.mapping import load_mapping
 from lrm_ext.evaluate.metrics import RULES, bleu_and_rouge, caption_tokens, cider, guess, pick_mmmu
@@ -23,7 +26,9 @@ from lrm_ext.evaluate.registry import get_benchmark
 from lrm_ext.evaluate.report import score_run
 from lrm_ext.evaluate.runner import run_evaluation
 from lrm_ext.evaluate.scoring import score_benchmark, score_file
-from lrm_ext.report.evaluation import print_report, print_score
+from lrm_ext.languages import get_language
+from lrm_ext.report.evaluation import print_report, print_score, write_report
+from lrm_ext.report.settings import Setting, score_settings
 
 OWNERS = load_toml(Path(__file__).parents[2] / "golden" / "eval" / "owners.toml")
 
@@ -143,19 +148,19 @@ class Verbose(FakeAnswerer):
 def imported(config, tmp_path, monkeypatch):
     """Import a set whose owner looks for the answer in a text, and ask it in two languages."""
 
-    def run(mapping, folder="own"):
+    def run(mapping, languages=("en", "cs", "de"), folder="own"):
         path = tmp_path / f"{folder}.toml"
         path.write_text(mapping, encoding="utf-8")
         load_mapping.cache_clear()
         out = tmp_path / "benchmarks" / folder
-        for lang in ("en", "cs", "de"):
+        for lang in languages:
             rows = [{"file": f"{n}.png", "q": f"{n}?", "a": a} for n, a in enumerate(("dog", "no"))]
             files.write_lines(tmp_path / f"{lang}.jsonl", rows)
             write_pictures(tmp_path / "pics", ["0.png", "1.png"])
             import_benchmark(str(path), tmp_path, out, lang=lang)
         return dataclasses.replace(
             config, benchmarks=(folder,), benchmark_dir=tmp_path / "benchmarks",
-            languages=("en", "cs", "de"),
+            languages=languages,
         )  # fmt: skip
 
     return run
@@ -163,7 +168,7 @@ def imported(config, tmp_path, monkeypatch):
 
 MAPPING = (
     'title = "Own"\nkind = "answers"\nanswer_type = "text"\nofficial = "substring"\n'
-    'languages = { en = "en", cs = "cs", de = "de" }\n'
+    'languages = { en = "en", cs = "cs", de = "de", br = "br" }\n'
     '[files]\nquestions = ["{lang}.jsonl"]\nimages = ["pics"]\n'
     '[columns]\nimage = "file"\nquestion = "q"\nanswer = "a"\n'
 )
@@ -300,3 +305,72 @@ def test_bleu_and_rouge_by_hand(coco):
     expected = [(3 / 4), (3 / 4 * 2 / 3) ** (1 / 2), (3 / 4 * 2 / 3 * 1 / 2) ** (1 / 3)]
     assert [found[f"bleu_{n}"] for n in (1, 2, 3)] == pytest.approx(expected)
     assert found["rouge_l"] == pytest.approx(3 / 4)
+
+
+def test_a_language_without_a_file_is_read_by_the_owner_alone(imported, console, caplog):
+    """Breton is asked in the requests of English; its score stands beside none of `local`."""
+    config = imported(MAPPING, ("en", "br", "de"))
+    assert "br (Breton) has no language file here: it is asked with the requests of" in caplog.text
+    assert "the owner's rule alone reads its answers" in caplog.text
+    (first, _) = get_benchmark("own", config.benchmark_dir).read("br")
+    assert first.text == f"0?\n{get_language('en').short_answer}"
+    sets = run_evaluation(dataclasses.replace(config, languages=()), Verbose)
+    assert [qs.lang for qs in sets] == ["en", "de", "br"], "all that the folder has"
+    report = score_run(config, sets, "")
+    english, _, breton = report.benchmarks[0].languages
+    assert (english.mode, breton.mode, breton.name) == ("local", "official", "Breton")
+    assert [one.mode for one in breton.headlines] == ["official"]
+    assert breton.total.accuracy == 1 and breton.total.fidelity is None
+    print_report(report, console)
+    text = console.file.getvalue()
+    titles = [f"own: right answers in percent, read as {m}" for m in ("local", "official")]
+    assert all(" ".join(text.split()).count(title) == 1 for title in titles)
+    rows = [line.split() for line in text.splitlines() if line.lstrip().startswith("Breton")]
+    (row,) = (row for row in rows if "official" in row)
+    assert row[1:3] == ["official", "100.00"] and row[-1] == "-"
+    page = write_report(report, config.results_dir, config.model_path).read_text()
+    assert "<code>own</code>, read as official" in page and "Breton" in page
+
+    answers = config.predictions_dir / "own.br.jsonl"
+    assert score_file("answers:substring", answers).mode == "official"
+    with pytest.raises(ConfigError, match="br has no language file here, so `local` cannot read"):
+        score_file("answers:substring", answers, mode="local")
+    runs = (config.results_dir, config.results_dir)
+    (result,) = compare_runs(*runs, num_replicates=50)
+    assert [one.lang for one in result.languages] == ["en", "de"]
+    assert "left out br, which has no language file here: compare it by `--mode" in caplog.text
+    (result,) = compare_runs(*runs, mode="official", num_replicates=50)
+    assert [one.lang for one in result.languages] == ["en", "de", "br"]
+    setting = Setting("x", (config.results_dir,))
+    (scored,) = score_settings([setting])
+    assert scored.cells["x"]["de"].value == 0 and scored.cells["x"]["br"].value is None
+    assert "br has no language file here" in scored.cells["x"]["br"].reason
+    (scored,) = score_settings([setting], mode="official")
+    assert scored.cells["x"]["br"].value == 100
+
+
+def test_a_language_that_nothing_reads_is_asked_and_has_no_score(imported, caplog):
+    config = imported(MAPPING.replace('official = "substring"\n', ""), ("en", "br"))
+    assert "nothing here reads its answers" in caplog.text
+    report = score_run(config, run_evaluation(config, Verbose), "")
+    assert [one.lang for one in report.benchmarks[0].languages] == ["en"]
+    assert "own br: no score: br has no language file here, so `local` cannot" in caplog.text
+    assert (config.predictions_dir / "own.br.jsonl").is_file()
+    alone = dataclasses.replace(config, languages=("br",))
+    with pytest.raises(DataError, match="there is no score: nothing reads the answers"):
+        score_run(alone, run_evaluation(alone, Verbose), "")
+    with pytest.raises(ConfigError, match="unknown language 'brr'"):
+        run_evaluation(dataclasses.replace(config, languages=("brr",)), Verbose)
+
+
+def test_a_judge_reads_a_language_without_a_file(imported, serve, tmp_path, caplog):
+    rubric = MAPPING.replace('official = "substring"', 'judge = "ayavisionbench"')
+    config = imported(rubric, ("en", "br"))
+    assert "a judge alone reads its answers" in caplog.text
+    service = serve(JudgeService(lambda prompt, number: "CORRECT"))
+    judge = ModelJudge(JudgeConfig("j", service.url, tmp_path / "cache.sqlite"))
+    report = score_run(config, run_evaluation(config, Verbose), "", judge.judge)
+    (breton,) = (one for one in report.benchmarks[0].languages if one.lang == "br")
+    assert (breton.mode, breton.total.accuracy) == ("judge:ayavisionbench:j", 1)
+    assert breton.total.fidelity is breton.total.blind_accuracy is None
+    assert len(load_runs([config.results_dir]).rows) == 4

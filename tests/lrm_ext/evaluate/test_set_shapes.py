@@ -479,10 +479,10 @@ def test_languages_are_told_by_files_or_by_a_column(tmp_path, caplog):
     assert languages_of("kaleidoscope", root / "data" / "train-0.parquet", ()) == ("hr", "ru")
     vgr = {**VGR, "image_a": image(1), "image_b": image(2), "label": 1}
     root = write(tmp_path / "m5b", {f"data/{lang}-0.parquet": [vgr] for lang in ("ha", "sw")})
-    assert languages_of("m5b-vgr", root, None) == ("sw",)
-    assert "left out ha, which have no file here; `lrm languages add ha`" in caplog.text
-    with pytest.raises(ConfigError, match="unknown language 'ha'.*lrm languages add ha"):
-        read_benchmark("m5b-vgr", Source(root, "ha", ImageStore(None)))
+    assert languages_of("m5b-vgr", root, None) == ("ha", "sw")
+    (item,) = read_benchmark("m5b-vgr", Source(root, "ha", ImageStore(None))).items
+    assert (item.lang, item.answer) == ("ha", "yes") and "is it correct to say" in item.text
+    assert "ha (Hausa) has no language file here: it is asked with the requests" in caplog.text
     # by the set's own names
     assert languages_of("mmmb", root, ["cn", "tr"]) == ("zh", "tr")
     assert languages_of("pangeabench-maxm", root, ["iw", "he"]) == ("he", "he")
