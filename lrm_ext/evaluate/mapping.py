@@ -175,10 +175,12 @@ class SetMapping(_Table, frozen=True, kw_only=True):
             columns: Look at these alone; all of `filter` by default.
         """
         for column in columns or self.filter:
-            value = value_at(row, column)
-            text = "" if is_absent(value) else cell_text(value).casefold()
-            wanted = (self.filter[column].replace("{lang}", name) for name in self.names(lang))
-            if not any(fnmatchcase(text, pattern.casefold()) for pattern in wanted):
+            value, pattern = value_at(row, column), self.filter[column].casefold()
+            wanted = [pattern.replace("{lang}", name.casefold()) for name in self.names(lang)]
+            text = cell_text(value).casefold()
+            if text not in wanted and is_absent(value):  # `nan` is an empty cell, and Min Nan
+                text = ""
+            if not any(fnmatchcase(text, one) for one in wanted):
                 return False
         return True
 

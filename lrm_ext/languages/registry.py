@@ -549,7 +549,9 @@ def any_language(code: str) -> Language:
     if code in list_languages():
         return get_language(code)
     names = known_names(normalize_tag(code))
-    name = names.name or code
+    name, variety = names.name or code, code.partition("-x-")[2]
+    if variety and names.name:
+        name += f" ({variety})"
     return msgspec.structs.replace(
         get_language(ENGLISH),
         code=code,

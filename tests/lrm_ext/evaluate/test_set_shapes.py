@@ -27,7 +27,8 @@ from lrm_ext.evaluate.mapping import download_patterns, find_mapping, set_names
 from lrm_ext.evaluate.official import ImageStore, Source, image_folder
 from lrm_ext.evaluate.reading import answer_words
 from lrm_ext.evaluate.registry import get_benchmark, missing_images, read_description
-from lrm_ext.languages import get_language
+from lrm_ext.languages import any_language, get_language, language_name
+from lrm_ext.languages.tags import normalize_tag
 
 NAN = float("nan")
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -246,7 +247,7 @@ SHAPES = [
         "alm-bench", "am",
         {"data/test-00000-of-00001.parquet": [
             alm(1, "Amharic", "Multiple Choice Questions", "ምንድን ነው?\nA. ዳቦ\nB. ሩዝ", "A. ዳቦ"),
-            alm(2, "Zulu", "Short Questions", "Yini?", "isinkwa"),
+            alm(2, "Yoruba", "Short Questions", "Kí ni?", "búrẹ́dì"),
             alm(3, "Amharic", "Long Questions", "ምንድን ነው?", "ይህ ዳቦ ነው።")]},
         [{"question_id": "i1", "answer": "A. ዳቦ", "text": "ምንድን ነው?\nA. ዳቦ\nB. ሩዝ",
           "extra": {"question_type": "Multiple Choice Questions",
@@ -255,7 +256,7 @@ SHAPES = [
     ),
     Shape(
         "worldcuisines", "cs",
-        {"task1/test_small/0000.parquet": [dish(1, "cs"), dish(2, "yue")]},
+        {"task1/test_small/0000.parquet": [dish(1, "cs"), dish(2, "yue"), dish(3, "nan")]},
         [{"question_id": "1", "answer": "C", "question": "Co je to za jídlo?",
           "options": ("guláš", "sushi", "svíčková", "pho", "curry")}],
     ),
@@ -486,6 +487,31 @@ def test_languages_are_told_by_files_or_by_a_column(tmp_path, caplog):
     # by the set's own names
     assert languages_of("mmmb", root, ["cn", "tr"]) == ("zh", "tr")
     assert languages_of("pangeabench-maxm", root, ["iw", "he"]) == ("he", "he")
+
+
+def test_languages_and_registers_of_wide_sets(tmp_path):
+    """Min Nan's code is also how pandas prints an empty cell."""
+    codes = ["cs", "yue", "nan", "nan_spoken", "id_formal", "id_casual"]
+    rows = [dish(number, code) for number, code in enumerate(codes)]
+    root = write(tmp_path / "set", {"task1/test_small/0000.parquet": rows})
+    found = languages_of("worldcuisines", root, None)
+    assert found == ("cs", "id", "id-x-casual", "nan", "nan-x-spoken", "yue")
+    for lang in found:
+        (item,) = read_benchmark("worldcuisines", Source(root, lang, ImageStore(None))).items
+        assert (item.lang, item.answer) == (lang, "C")
+    names = [language_name(lang) for lang in found[2:]]
+    assert names == ["Indonesian (casual)", "Min Nan Chinese", "Min Nan Chinese (spoken)",
+                     "Cantonese"]  # fmt: skip
+    rows = [alm(1, "Yoruba", "Short Questions", "Kí ni?", "búrẹ́dì"),
+            alm(2, "Chinese (Traditional)", "Short Questions", "?", "麵包")]  # fmt: skip
+    root = write(tmp_path / "alm", {"data/test-0.parquet": rows})
+    assert languages_of("alm-bench", root, None) == ("yo", "zh-Hant")
+
+
+def test_every_language_of_a_set_has_a_well_formed_code():
+    for name in set_names():
+        for lang in find_mapping(name).languages:
+            assert normalize_tag(lang) == lang and any_language(lang).code == lang, (name, lang)
 
 
 def test_a_snapshot_of_links_and_its_revision(tmp_path, monkeypatch):
