@@ -76,8 +76,22 @@ def equals(text: str, golds: Sequence[str]) -> bool:
 
 
 def equals_in_lower_case(text: str, golds: Sequence[str]) -> bool:
-    """Tells whether an answer is one of several names (WorldCuisines, open questions)."""
+    """Tells whether an answer is an expected one in any case.
+
+    WorldCuisines has several names of a dish. Centurio's exact match does not say what it does with
+    case; it is left out of account here, because models write "Yes" for "yes".
+    """
     return text.strip().lower() in [gold.strip().lower() for gold in golds]
+
+
+def begins_with(text: str, golds: Sequence[str]) -> bool:
+    """Tells whether an answer begins with an expected one (Centurio's relaxed match of letters).
+
+    Example:
+        >>> begins_with("Apple", ["A"])
+        True
+    """
+    return text.strip().startswith(tuple(golds))
 
 
 def begins_or_ends_with(text: str, golds: Sequence[str]) -> bool:
@@ -234,6 +248,8 @@ RULES: Final[Mapping[str, OwnerRule]] = {
     "exact": OwnerRule(value=equals),
     "relaxed": OwnerRule("relaxed accuracy", value=begins_or_ends_with),
     "vqa": OwnerRule("VQA accuracy", value=vqa_accuracy, is_graded=True),
+    "centurio-exact": OwnerRule(value=equals_in_lower_case),
+    "centurio-letter": OwnerRule(value=begins_with),
     "anls": OwnerRule("ANLS", value=anls, is_graded=True),
     "m3exam": OwnerRule(pick=pick_m3exam, seed=SEED),
     "mmmu": OwnerRule(pick=pick_mmmu, seed=SEED),

@@ -121,7 +121,7 @@ def test_what_cannot_be_read_by_a_rule():
     with pytest.raises(ConfigError, match="cannot be scored in mode official: no rule of an owner"):
         find_kind("answers").mode_for("en", "official")
     with pytest.raises(ConfigError, match="cannot be scored in mode official"):
-        kind_of("cvqa").mode_for("es", "official")
+        kind_of("pangeabench-cvqa").mode_for("es", "official")
     for name in ("answers:colour", "answers:cider", "captions:exact", "pope:exact"):
         with pytest.raises(ConfigError, match="has no such rule of an owner; choose from"):
             find_kind(name)
