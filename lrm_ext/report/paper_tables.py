@@ -73,7 +73,7 @@ def models_table(
     for place, kind in enumerate(kinds):
         if scored:
             one = scored[place]
-            blocks.append(_measured(one, f"{one.name}: {one.kind.headline}", langs, 1))
+            blocks.append(_measured(one, one.title, langs, 1))
         last_of_kind = kind not in kinds[place + 1 :]
         if with_published and last_of_kind and kind in data["table1"]:
             blocks.append(_published_models(kind, langs, data))
@@ -199,7 +199,7 @@ def summary_table(
     blocks: list[Block] = []
     for one in score_settings(settings, benchmarks, languages) if settings else ():
         names = ", ".join(map(language_name, one.others)) or "none"
-        title = f"{one.name}: {one.kind.headline}; {AVERAGE} over {len(one.others)}: {names}"
+        title = f"{one.title}; {AVERAGE} over {len(one.others)}: {names}"
         blocks.append(_measured(one, title, (ENGLISH,), number))
     if with_published:
         rows = tuple(

@@ -19,7 +19,7 @@ import msgspec
 from llava.errors import ConfigError
 from llava.eval.records import read_json
 from llava.files import load_toml
-from lrm_ext.evaluate.kind import LOCAL
+from lrm_ext.evaluate.kind import LOCAL, OFFICIAL
 from lrm_ext.evaluate.report import REPORT_FILE
 from lrm_ext.evaluate.results import ENGLISH, answer_files, predictions_dir
 from lrm_ext.report.settings import (
@@ -36,7 +36,6 @@ from lrm_ext.report.tables import PUBLISHED, Block, PaperTable, TableRow
 
 PROTOCOLS: Final = ("pangea", "centurio", "kaleidoscope", "mmmb")
 TABLES: Final = (*map(str, range(1, 5)), *PROTOCOLS)
-OFFICIAL: Final = "official"
 
 
 class PublishedColumn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -150,9 +149,10 @@ def protocol_table(
             for mode in (OFFICIAL, LOCAL)
         )
         published_rows = _published_rows(table, part) if with_published else []
-        blocks.append(Block(title, (*beside, *published_rows), has_best=False))
+        said = f"{title}; read as `{OFFICIAL}`" if settings else title
+        blocks.append(Block(said, (*beside, *published_rows), has_best=False))
         if apart := [row for row in apart if any(c and c.value is not None for c in row.cells)]:
-            said = f"{title}; read by `{LOCAL}`, not by the protocol's rules: not comparable"
+            said = f"{title}; read as `{LOCAL}`, not by the protocol's rules: not comparable"
             blocks.append(Block(said, tuple(apart), has_best=False))
             notes += _metric_notes(table, apart)
         notes += _filled_notes(title, beside)

@@ -16,7 +16,7 @@ from typing import Final
 
 from llava.errors import ConfigError, DataError, UserError
 from lrm_ext.evaluate.items import Item
-from lrm_ext.evaluate.kind import LOCAL, Kind
+from lrm_ext.evaluate.kind import JUDGE, LOCAL, Kind
 from lrm_ext.evaluate.results import (
     ENGLISH,
     RunResult,
@@ -129,6 +129,14 @@ class ScoredBenchmark:
     kind: Kind
     languages: tuple[str, ...]
     cells: Mapping[str, Mapping[str, Cell]]
+
+    @property
+    def title(self) -> str:
+        """Names it, its score, and how answers are read by default."""
+        own = self.kind.default_mode
+        is_one = own == LOCAL or own.startswith(JUDGE)
+        reading = own if is_one else f"{own} in English, {LOCAL} in other languages"
+        return f"{self.name}: {self.kind.headline}, read as {reading}"
 
     def mean(self, label: str) -> Cell:
         """Returns the mean over the languages without English, per run; all must have a score."""

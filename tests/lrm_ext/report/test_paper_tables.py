@@ -85,7 +85,7 @@ def test_stored_verdicts_of_many_runs_are_read_once_each(tmp_path):
 
 def test_the_terminal_says_how_many_of_how_many_and_why_not(table):
     lines = [" ".join(line.split()) for line in to_terminal(table).splitlines()]
-    assert lines[2:4] == ["toy: accuracy", "Model En Cs De Zh Avg answered"]
+    assert lines[2:4] == ["toy: accuracy, read as local", "Model En Cs De Zh Avg answered"]
     assert lines[5:7] == [
         "English_only 95.0 50.0 60.0 - [1] - [2] 68 of 80",
         "full & more 95.0 ± 7.1 85.0 ± 7.1 70.0 ± 0.0 95.0 ± 7.1 83.3 ± 0.0 160 of 160",

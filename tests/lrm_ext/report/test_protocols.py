@@ -28,6 +28,8 @@ from lrm_ext.report.protocols import (
 from lrm_ext.report.settings import Setting
 from lrm_ext.report.tables import FORMATS, to_csv, to_terminal
 
+OWNERS = "; read as `official`"
+
 
 def rows_of(table):
     return list(csv.DictReader(io.StringIO(to_csv(table))))
@@ -37,7 +39,9 @@ def values_of(table, model):
     """By block and column; those without a value by their reason."""
     rows = [row for row in rows_of(table) if row["Model"] == model]
     return {
-        (row["block"], row["column"]): float(row["value"]) if row["value"] else row["reason"]
+        (row["block"].removesuffix(OWNERS), row["column"]): float(row["value"])
+        if row["value"]
+        else row["reason"]
         for row in rows
     }
 
@@ -130,10 +134,10 @@ def test_what_only_the_local_rules_read_stands_apart(tmp_path, toy):
     run = write_run(tmp_path / "mine", {"en": 19, "cs": 10, "de": 12}, "one")
     made = protocol_table("toy", [Setting("mine", (run,))])
     assert [block.title for block in made.blocks] == [
-        "others",
-        "others; read by `local`, not by the protocol's rules: not comparable",
-        "English",
-        "English; read by `local`, not by the protocol's rules: not comparable",
+        "others; read as `official`",
+        "others; read as `local`, not by the protocol's rules: not comparable",
+        "English; read as `official`",
+        "English; read as `local`, not by the protocol's rules: not comparable",
     ]
     found = values_of(made, "mine")
     assert found["others", "One"].startswith("read by `local` only")
@@ -151,7 +155,7 @@ def test_a_run_that_is_read_by_the_owners_rules_stands_beside(tmp_path, toy, off
     run = write_run(tmp_path / "mine", {"en": 19, "cs": 10, "de": 12}, "one")
     write_run(run, {"en": 20, "de": 20}, "two")
     made = protocol_table("toy", [Setting("mine", (run,))])
-    assert [block.title for block in made.blocks][0] == "others"
+    assert [block.title for block in made.blocks][0] == "others" + OWNERS
     ours, peer = made.blocks[0].rows
     found = values_of(made, "mine")
     # every second answer says no, whatever was asked
@@ -167,12 +171,12 @@ def test_part_of_a_set_is_not_the_protocols(tmp_path, toy, official):
     run = write_run(tmp_path / "mine", {"en": 19, "de": 12}, "one")
     made = protocol_table("toy", [Setting("mine", (run,))])
     found = values_of(made, "mine")
-    assert [block.title for block in made.blocks] == ["others", "English"]
+    assert [block.title for block in made.blocks] == ["others" + OWNERS, "English" + OWNERS]
     assert found["others", "One"] == "not asked: cs" and found["English", "One"] == 55
     (run / "report.json").write_text(json.dumps({"limit": 20}))
     found = values_of(protocol_table("toy", [Setting("mine", (run,))]), "mine")
     assert found["English", "One"] == "only some of the questions: --limit 20"
-    local = "English; read by `local`, not by the protocol's rules: not comparable"
+    local = "English; read as `local`, not by the protocol's rules: not comparable"
     assert found[local, "One"] == 95
 
 
