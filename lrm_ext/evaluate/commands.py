@@ -129,7 +129,6 @@ def _evaluate(config: EvalConfig, table: bool, judging: JudgeConfig | None = Non
     from lrm_ext.evaluate.registry import get_benchmark
     from lrm_ext.evaluate.report import score_run
     from lrm_ext.evaluate.runner import EvalRanks, run_evaluation
-    from lrm_ext.report.evaluation import write_report
 
     console = Console()
     if not console.is_terminal:
@@ -144,16 +143,24 @@ def _evaluate(config: EvalConfig, table: bool, judging: JudgeConfig | None = Non
         return
     command = "lrm " + shlex.join(sys.argv[1:])
     result = score_run(config, sets, command, judge.judge if judge else None)
-    page = write_report(result, config.results_dir, config.model_path)
+    _show(result, config.results_dir, config.model_path, console, table)
+
+
+def _show(
+    result: EvalReport,
+    folder: Path,
+    model: Path,
+    console: Console,
+    table: bool = True,
+    show_all: bool = False,
+) -> None:
+    """Renders the page of a report, prints its tables and says where the page is."""
+    from lrm_ext.report.evaluation import print_report, write_report
+
+    page = write_report(result, folder, model)
     if table:
-        _print_tables(result, console)
+        print_report(result, console, show_all)
     console.print(f"Report: {page}", soft_wrap=True, highlight=False)
-
-
-def _print_tables(result: EvalReport, console: Console, show_all: bool = False) -> None:
-    from lrm_ext.report.evaluation import print_report
-
-    print_report(result, console, show_all)
 
 
 @app.command("report")
@@ -166,19 +173,15 @@ def report(
     """Print the tables again and render report.html, from the files of an evaluation alone."""
     from lrm_ext.evaluate.report import REPORT_FILE, EvalReport
     from lrm_ext.evaluate.runner import default_results_dir
-    from lrm_ext.report.evaluation import write_report
 
     given = run or model or out
     if given is None:
         raise ConfigError("name a run: lrm report runs/mini")
-    console = Console()
     has_report = (given / REPORT_FILE).is_file()
     folder = out or (given if has_report else default_results_dir(given))
     result = EvalReport.read(folder)
     model = model or (Path(result.model_path) if has_report else given)
-    page = write_report(result, folder, model)
-    _print_tables(result, console, show_all)
-    console.print(f"Report: {page}", soft_wrap=True, highlight=False)
+    _show(result, folder, model, Console(), show_all=show_all)
 
 
 @app.command("compare")
@@ -371,7 +374,7 @@ def judge_answers(
     from dataclasses import replace as changed
 
     from lrm_ext.evaluate.judging import ModelJudge
-    from lrm_ext.evaluate.report import add_judged
+    from lrm_ext.evaluate.report import REPORT_FILE, EvalReport, add_judged
     from lrm_ext.evaluate.results import answer_files, open_result, predictions_dir
 
     folder = predictions_dir(run).parent
@@ -397,6 +400,10 @@ def judge_answers(
     if model is not None and not as_json:
         counts = ", ".join(f"{what} {number:,}" for what, number in model.counts.items())
         Console().print(f"this run: {counts}", highlight=False, soft_wrap=True)
+    if model is not None and (folder / REPORT_FILE).is_file():
+        report = EvalReport.read(folder)
+        console = Console(quiet=as_json)
+        _show(report, folder, Path(report.model_path), console, table=False)
 
 
 def _print_judged(results: list[RunResult], as_json: bool) -> None:

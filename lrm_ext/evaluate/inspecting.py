@@ -144,6 +144,7 @@ class Runs:
             "id": item.question_id,
             "category": item.category,
             "images": list(item.images),
+            "is_text_only": item.image == (),
             "has_picture": [path is not None for path in self.images(number)],
             "prompt": item.text,
             "prompt_in_english": row.prompt_in_english,

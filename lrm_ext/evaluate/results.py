@@ -726,13 +726,14 @@ def _item(key: str, where: str, record: Mapping[str, Any], kind: Kind, lang: str
             "benchmark's own files with --data"
         )
     category = record.get("category", record.get("data_type"))
-    answer_type, image = record.get("answer_type"), record.get("image") or ""
+    # [] is no image, and an answer without this field does not tell its own
+    answer_type, image = record.get("answer_type"), record.get("image")
     if not answer_type:
         parsed = parse_yes_no(gold, answer_words(lang)).label if kind.name == "answers" else ""
         answer_type = "yesno" if parsed in ("yes", "no") else kind.answer_type
     item = Item(
         question_id=key,
-        image=tuple(map(str, image)) if isinstance(image, list) else str(image),
+        image=tuple(map(str, image)) if isinstance(image, list) else str(image or ""),
         text=str(record.get("prompt") or ""),
         category=str(category) if category else "",
         answer=gold.strip(),

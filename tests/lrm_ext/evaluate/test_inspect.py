@@ -120,6 +120,11 @@ def test_only_images_of_the_benchmark_are_served(client):
         assert page.get(f"/picture/{path}").status_code in (404, 422), path
 
 
+def test_a_question_without_an_image_is_told_from_an_answer_that_names_none(client):
+    rows = client([answer(0, image=[]), answer(1, image=None)]).get("/rows").json()["rows"]
+    assert [(row["images"], row["is_text_only"]) for row in rows] == [([], True), ([], False)]
+
+
 def test_answers_that_were_filed_under_another_name_find_their_images(tmp_path, benchmarks):
     run = write_run(tmp_path / "old", [answer(0)])
     path = run / "predictions" / "own.cs.jsonl"

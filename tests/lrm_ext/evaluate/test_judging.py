@@ -470,7 +470,11 @@ def test_a_model_is_asked_and_judged_in_one_command(make_run, serve, tmp_path):
     num_asked = len(service.bodies)
     assert "judge:xchat:j" in run_lrm(*command)
     assert len(service.bodies) == num_asked == 12
-    run_lrm("benchmark", "judge", tmp_path / "out", "--judge", "k", "--judge-url", service.url)
+    said = run_lrm(
+        "benchmark", "judge", tmp_path / "out", "--judge", "k", "--judge-url", service.url
+    )
+    assert f"Report: {tmp_path / 'out' / 'report.html'}" in said
+    assert "judge:xchat:k" in (tmp_path / "out" / "report.html").read_text()
     (benchmark,) = EvalReport.read(tmp_path / "out").benchmarks
     assert [h.mode for h in benchmark.languages[0].headlines][1:] == [
         "judge:xchat:j", "judge:xchat:k"
