@@ -262,7 +262,7 @@ def _language(first: ScoreReport, second: ScoreReport, found: Difference, p: flo
     right_a, right_b = first.right_by_question, second.right_by_question
     only_a = sum(right_a[key] and not right_b[key] for key in right_a)
     only_b = sum(right_b[key] and not right_a[key] for key in right_a)
-    has_right = all(verdict.value is None for verdict in first.verdicts)
+    has_right = all(v.value is None and v.answer_type != "caption" for v in first.verdicts)
     return _judged(
         lang=first.lang,
         mode=first.mode,

@@ -7,6 +7,7 @@ it joins by its line in `KINDS`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -41,6 +42,7 @@ from lrm_ext.evaluate.pope import POPE
 from lrm_ext.evaluate.reading import OTHER
 from lrm_ext.evaluate.seed_bench import SEED_BENCH
 
+log = logging.getLogger(__name__)
 HALF: Final = 0.5  # of a graded answer that counts as right, question by question
 _NO_RULE: Final = {
     OFFICIAL: "no rule of an owner is named (`official = ...` in the set's mapping file)"
@@ -187,6 +189,8 @@ def _owner_details(
     if rule.value is not None:
         pairs = zip(items, verdicts, strict=True)
         found["exact_match"] = share(verdict.parsed in _golds(item) for item, verdict in pairs)
+    if rule.has_overlap:
+        found |= _overlap(items, verdicts)
     if rule.pick is not None:
         read = [v.correct for v in verdicts if not v.guessed and v.parsed not in (OTHER, MISSING)]
         found["accuracy_of_read"] = share(read) if read else None
@@ -194,6 +198,17 @@ def _owner_details(
     if rule.seed is not None:
         found["seed"] = rule.seed
     return found
+
+
+def _overlap(items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, float]:
+    """Returns mean ROUGE-L and CIDEr as COCO has them; nothing without their package."""
+    texts, references = _captions(items, verdicts)
+    try:
+        rouge = bleu_and_rouge(texts, references)["rouge_l"]
+        return {"rouge_l": rouge, "cider": sum(cider(texts, references)) / len(texts)}
+    except ConfigError as error:
+        log.info("without ROUGE-L and CIDEr: %s", error)
+        return {}
 
 
 def _captions(

@@ -230,6 +230,7 @@ class OwnerRule:
         pick: Reads the letter of an option, from answer, options and the question's id; None to
             compare the answer with the letter by `value`.
         is_graded: Whether `value` is more than right or wrong.
+        has_overlap: Whether the owner reports ROUGE-L and CIDEr beside it.
         seed: Of guesses; None if it guesses nothing.
     """
 
@@ -237,6 +238,7 @@ class OwnerRule:
     value: Callable[[str, Sequence[str]], float] | None = None
     pick: Callable[[str, Mapping[str, str], str], Pick] | None = None
     is_graded: bool = False
+    has_overlap: bool = False
     seed: int | None = None
 
 
@@ -246,7 +248,7 @@ RULES: Final[Mapping[str, OwnerRule]] = {
     "mtvqa": OwnerRule(value=partial(contains, deleted=".")),
     "marvl": OwnerRule(value=says_true_or_false),
     "exact": OwnerRule(value=equals),
-    "relaxed": OwnerRule("relaxed accuracy", value=begins_or_ends_with),
+    "relaxed": OwnerRule("relaxed accuracy", value=begins_or_ends_with, has_overlap=True),
     "vqa": OwnerRule("VQA accuracy", value=vqa_accuracy, is_graded=True),
     "centurio-exact": OwnerRule(value=equals_in_lower_case),
     "centurio-letter": OwnerRule(value=begins_with),

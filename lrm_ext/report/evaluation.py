@@ -564,6 +564,7 @@ _SUMS: Final = (
     "format_error_share",
     *(f"bleu_{n}" for n in range(1, 5)),
     "rouge_l",
+    "cider",
 )
 _STYLE: Final[dict[str, Any]] = {"box": box.SIMPLE_HEAD, "show_edge": False}
 

@@ -99,12 +99,19 @@ def test_guesses_and_format_errors_are_counted(console):
     assert unread.details["format_error_share"] == 0.5
 
 
-def test_an_exact_match_stands_beside_the_relaxed_one():
+@pytest.fixture
+def no_coco(monkeypatch):
+    for name in ("pycocoevalcap", *(n for n in sys.modules if n.startswith("pycocoevalcap."))):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+def test_an_exact_match_stands_beside_the_relaxed_one(no_coco):
     items = [item_of({"golds": ["red", "rouge"]}, (), str(n)) for n in range(4)]
     texts = {"0": "Rouge", "1": "rouge", "2": "rouge vif", "3": "bleu"}
     report = score_benchmark(find_kind("answers:relaxed"), items, texts, lang="fr", mode="official")
     assert (report.headline, report.headline_name) == (75, "relaxed accuracy")
     assert report.details["exact_match"] == 0.25 and report.details["rule"] == "relaxed"
+    assert "cider" not in report.details, "its package is missing"
     assert report.interval()["method"] == "wilson"
 
 
@@ -234,9 +241,8 @@ CAPTIONS = (
 )  # fmt: skip
 
 
-def test_captions_without_the_package_have_their_own_reading(imported, monkeypatch, caplog):
+def test_captions_without_the_package_have_their_own_reading(imported, no_coco, caplog):
     pytest.importorskip("sacrebleu", reason="captions are scored with it (extra `captions`)")
-    monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
     config = imported(CAPTIONS)
     report = score_run(config, run_evaluation(config, Verbose), "")
     headlines = report.benchmarks[0].languages[0].headlines
@@ -294,6 +300,23 @@ def test_cider_by_hand(coco):
     assert cider(same, [[text] for text in same]) == pytest.approx([10, 10])
     assert cider(["一只红狗", ""], [["一只红狗"], ["两只猫"]])[0] > 9
     assert cider(["", "x"], [["red"], ["blue"]]) == [0, 0]
+
+
+def test_overlap_stands_beside_maxms_accuracy(coco, console):
+    """As in the two tests by hand: "blue dog" has CIDEr 1.25 and one of two words."""
+    items = [
+        dataclasses.replace(item_of({"golds": [gold]}, (), str(n)), image=f"{n}.png")
+        for n, gold in enumerate(["red dog", "blue cat"])
+    ]
+    report = score_benchmark(
+        kind_of("pangeabench-maxm"), items, {"0": "Red dog.", "1": "blue dog"}, lang="en",
+        mode="official",
+    )  # fmt: skip
+    assert (report.headline, report.details["exact_match"]) == (50, 0)
+    assert report.details["rouge_l"] == pytest.approx((1 + 1 / 2) / 2)
+    assert report.details["cider"] == pytest.approx((5 + 1.25) / 2)
+    print_score(report.to_json(), console)
+    assert "cider" in console.file.getvalue() and "3.1250" in console.file.getvalue()
 
 
 def test_bleu_and_rouge_by_hand(coco):
