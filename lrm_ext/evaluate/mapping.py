@@ -137,6 +137,7 @@ class SetMapping(_Table, frozen=True, kw_only=True):
         languages: What the set calls each of our languages; several names are divided by `|`.
         files: Where its files are.
         columns: Keys of `Columns`, and by language a table of those that are other there.
+        open: Columns and what they are in an open question, which is answered in words.
         filter: Columns and what they must be, in any case; `*` is for any text, `?` for a letter.
         question: By language, how a text becomes a question; `fixed` names a request of its file.
         prompt: By language, or `any` for all others, what is asked in place of our own prompt, with
@@ -157,6 +158,7 @@ class SetMapping(_Table, frozen=True, kw_only=True):
     languages: dict[str, str]
     files: SetFiles
     columns: dict[str, Any] = {}
+    open: dict[str, str] = {}
     filter: dict[str, str] = {}
     question: dict[str, str] = {}
     prompt: dict[str, str] = {}
@@ -407,12 +409,14 @@ class _Reader:
         columns, mapping = self._columns, self._mapping
         number = self._text(row, columns.id, where) if columns.id else place
         name = f"{where}: question {number}"
+        is_open = any(cell_text(value_at(row, c)) == text for c, text in mapping.open.items())
+        kind: AnswerType = "text" if is_open else mapping.answer_type
         options, labels = self._options(row, name)
         hint = self._text(row, columns.hint, name, optional=True)
         asked = self._text(row, columns.question, name) if columns.question else ""
         if columns.options == (columns.question,):
             asked = re.split(columns.option_pattern, asked, maxsplit=1, flags=re.M)[0].strip()
-        answers = self._answers(row, labels, name)
+        answers = self._answers(row, kind, labels, name)
         # in the order of the prompt
         texts = [hint, asked, *options]
         if columns.video:
@@ -424,7 +428,7 @@ class _Reader:
         hint, asked, *options = texts
         question = self._question(asked)
         # yes/no questions among free ones are read as such
-        is_yes_no = mapping.answer_type == "text" and answers[0].lower() in ("yes", "no")
+        is_yes_no = kind == "text" and answers[0].lower() in ("yes", "no")
         text = self._prompt(question, hint, options)
         extra = {key: self._value(row, path) for key, path in columns.extra.items()}
         check_places(text, 1 if columns.video else len(images), f"{mapping.name}: {name}")
@@ -435,7 +439,7 @@ class _Reader:
             category=self._text(row, columns.category, name, optional=True) or mapping.name,
             answer=answers[0],
             lang=self._lang,
-            answer_type="yesno" if is_yes_no else mapping.answer_type,
+            answer_type="yesno" if is_yes_no else kind,
             options=tuple(options),
             answers=tuple(answers) if len(answers) > 1 else (),
             question=question,
@@ -501,9 +505,11 @@ class _Reader:
             raise DataError(f"{where}: an option has no label: {texts}")
         return [match[2].strip() for match in matches], [match[1] for match in matches]
 
-    def _answers(self, row: Mapping[str, Any], labels: Sequence[str], where: str) -> list[str]:
+    def _answers(
+        self, row: Mapping[str, Any], answer_type: AnswerType, labels: Sequence[str], where: str
+    ) -> list[str]:
         """Returns the accepted answers, the expected one first."""
-        columns, answer_type = self._columns, self._mapping.answer_type
+        columns = self._columns
         path = columns.answers or columns.answer
         if not path:
             return [""]

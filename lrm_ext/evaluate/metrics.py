@@ -34,6 +34,7 @@ _IN_BRACKETS: Final = re.compile(r"\(([A-H])\)|\A\s*([A-H])(?:[.):]|\s*\Z)")
 _CHOICE: Final = re.compile(r'"choice"\s*:\s*"?([A-Z])\b|<answer>\W*([A-Z])\W*</answer>', re.I)
 _ONLY_LETTER: Final = re.compile(r"\W*([A-Z])\W*")
 _NUMBER: Final = re.compile(r"\d+")
+_DECIMAL: Final = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 # What is written without spaces is cut into characters with their marks; in anything else a word is
 # a run of letters and digits, with apostrophes and hyphens inside.
 _TOKEN: Final = regex.compile(
@@ -82,6 +83,31 @@ def equals_in_lower_case(text: str, golds: Sequence[str]) -> bool:
     case; it is left out of account here, because models write "Yes" for "yes".
     """
     return text.strip().lower() in [gold.strip().lower() for gold in golds]
+
+
+def has_number_or_text(text: str, golds: Sequence[str]) -> bool:
+    """Tells whether an answer has an expected number, or an expected text in any case.
+
+    MMMU, open questions: numbers, as far as two places, and phrases of conclusion are looked for.
+    How those are found is not stated in words; here the whole answer is one. A text of one letter
+    must be a word of its own.
+
+    Example:
+        >>> has_number_or_text("So it is 1,000 N.", ["1000.00"])
+        True
+    """
+    said = text.lower()
+    numbers, words = set(map(_to_places, _DECIMAL.findall(said))), said.split()
+    for gold in (one.strip().lower() for one in golds):
+        is_number = _DECIMAL.fullmatch(gold)
+        found = _to_places(gold) in numbers if is_number else gold in said
+        if found and (is_number or len(gold) > 1 or gold in words):
+            return True
+    return False
+
+
+def _to_places(number: str) -> float:
+    return round(float(number.replace(",", "")), 2)
 
 
 def begins_with(text: str, golds: Sequence[str]) -> bool:
@@ -254,7 +280,7 @@ RULES: Final[Mapping[str, OwnerRule]] = {
     "centurio-letter": OwnerRule(value=begins_with),
     "anls": OwnerRule("ANLS", value=anls, is_graded=True),
     "m3exam": OwnerRule(pick=pick_m3exam, seed=SEED),
-    "mmmu": OwnerRule(pick=pick_mmmu, seed=SEED),
+    "mmmu": OwnerRule(value=has_number_or_text, pick=pick_mmmu, seed=SEED),
     "kaleidoscope": OwnerRule(pick=pick_kaleidoscope),
     "worldcuisines": OwnerRule(value=equals_in_lower_case, pick=pick_worldcuisines),
     "vlmevalkit": OwnerRule(pick=pick_vlmevalkit),

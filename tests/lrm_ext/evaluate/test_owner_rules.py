@@ -133,9 +133,11 @@ def test_what_cannot_be_read_by_a_rule():
         with pytest.raises(ConfigError, match="has no such rule of an owner; choose from"):
             find_kind(name)
     for item in (item_of({"golds": ["x"]}, (), "0"), item_of({}, (), "0")):
-        with pytest.raises(DataError, match="question 0: rule mmmu of the set's owner reads lette"):
+        with pytest.raises(
+            DataError, match="question 0: rule m3exam of the set's owner reads lette"
+        ):
             score_benchmark(
-                find_kind("answers:mmmu"), [item], {"0": "x"}, lang="en", mode="official"
+                find_kind("answers:m3exam"), [item], {"0": "x"}, lang="en", mode="official"
             )
     with pytest.raises(DataError, match="3 reference answers; expected 10"):
         score_benchmark(

@@ -171,7 +171,9 @@ SHAPES = [
         {"data/translated_MMMU_val_300_with_image_Japanese.parquet": [
             mmmu(1, "multiple-choice", "['赤\n色', '青', '黄', '白', '黒', '緑']", "F", [1, 3]),
             mmmu(2, "open", "[]", "['7', '七']", [1])]},
-        [{"answer": "F", "num_images": 1, "options": ("赤\n色", "青", "黄", "白", "黒", "緑")}],
+        [{"answer": "F", "num_images": 1, "options": ("赤\n色", "青", "黄", "白", "黒", "緑")},
+         {"answer": "7", "answers": ("7", "七"), "answer_type": "text", "options": (),
+          "text": "何ですか。\n{short_answer}"}],
     ),
     Shape(
         "jmmmu", "ja",
@@ -181,7 +183,8 @@ SHAPES = [
              mmmu(2, "multiple-choice", "['琴', '笛']", "A", [1]),
              mmmu(3, "open", "[]", "琴", [1])]},
         [{"answer": "B", "num_images": 2, "options": ("<image>", "<image>")},
-         {"answer": "A", "text": "何ですか。\nA. 琴\nB. 笛\n{option_letter}"}],
+         {"answer": "A", "text": "何ですか。\nA. 琴\nB. 笛\n{option_letter}"},
+         {"answer": "琴", "answer_type": "text", "category": "jmmmu"}],
     ),
     Shape(
         "pangeabench-maxm", "he",
