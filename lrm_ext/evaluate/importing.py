@@ -147,9 +147,7 @@ def read_benchmark(name: str, source: Source) -> Questions:
         if source.style != LLAVA:
             raise ConfigError(f"--prompt is for {', '.join(PAPER)} only")
         if get_kind(mapping.kind).files is None:
-            questions = read_set(mapping, source)
-            _check(questions, mapping.name, source.path)
-            return questions
+            return read_set(mapping, source)
         source = replace(source, path=needed_files(mapping, source)[0])
     kind = kind_of(name)
     if kind.files is None:
@@ -157,7 +155,11 @@ def read_benchmark(name: str, source: Source) -> Questions:
     if not source.path.exists():
         raise DataError(f"{source.path}: no such file or folder")
     questions = kind.files.read(source)
-    _check(questions, kind.name, source.path)
+    if not questions.items:
+        raise DataError(f"{source.path}: no questions in it")
+    [(question_id, number)] = Counter(item.question_id for item in questions.items).most_common(1)
+    if number > 1:
+        raise DataError(f"{source.path}: {kind.name}: question {question_id} is there twice")
     for item in questions.items:
         if item.answer_type == "letter":
             check_options(item, f"{source.path}: question {item.question_id}")
@@ -165,15 +167,6 @@ def read_benchmark(name: str, source: Source) -> Questions:
             gold_of(item, answer_words(ENGLISH))
     kind.check(questions.items)
     return questions
-
-
-def _check(questions: Questions, name: str, path: Path) -> None:
-    """Refuses questions that are not there, or twice."""
-    if not questions.items:
-        raise DataError(f"{path}: no questions in it")
-    [(question_id, number)] = Counter(item.question_id for item in questions.items).most_common(1)
-    if number > 1:
-        raise DataError(f"{path}: {name}: question {question_id} is there twice")
 
 
 def import_benchmark(

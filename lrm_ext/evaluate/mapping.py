@@ -340,11 +340,12 @@ def read_set(mapping: SetMapping, source: Source) -> Questions:
     for number, (where, row) in enumerate(rows):
         for place, one in reader.questions(row, where, number):
             item = reader.read(one, where, place)
-            if (first := places.setdefault(item.question_id, where)) is not where:
+            if first := places.get(item.question_id):
                 raise DataError(
                     f"{where}: {mapping.name}: question {item.question_id} is there twice; the "
                     f"first is in {first}"
                 )
+            places[item.question_id] = where
             items.append(item)
     refuse_missing(
         f"images of {mapping.name} are missing in {images}",
