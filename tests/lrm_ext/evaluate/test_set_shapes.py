@@ -297,15 +297,18 @@ SHAPES = [
     ),
     Shape(
         "smpqa-ground", "id",
-        {"smpqa/id_ground.json": [{"image": "a.png", "question": "Apakah?", "answer": "yes"}],
+        {"smpqa/id_ground.json": [{"image": "a.png", "question": "Is 'hidangan' it?",
+                                  "answer": "yes"}],
          "smpqa/images/a.png": files.picture(1)},
-        [{"answer": "yes", "answer_type": "yesno"}],
+        [{"answer": "yes", "answer_type": "yesno", "answer_lang": "en", "text": "Is 'hidangan' it?"
+          "\nAnswer the question using a single word or phrase."}],
     ),
     Shape(
         "smpqa-name", "zh",
-        {"smpqa/zh_name.json": [{"image": "a.png", "question": "什么？", "answer": "花"}],
+        {"smpqa/zh_name.json": [{"image": "a.png", "question": "Which?", "answer": "花"}],
          "smpqa/images/a.png": files.picture(1)},
-        [{"answer": "花", "answer_type": "text"}],
+        [{"answer": "花", "answer_type": "text", "answer_lang": "",
+          "text": "Which?\nAnswer the question using a single word or phrase."}],
     ),
     Shape(
         "ayavisionbench", "cs",
