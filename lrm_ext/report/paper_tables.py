@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,8 +39,7 @@ _TITLES: Final = {
 
 def published() -> dict[str, Any]:
     """Returns the figures that the paper publishes, by table."""
-    with as_file(files("lrm_ext.report") / "published" / "paper.toml") as path:
-        return load_toml(path)
+    return load_toml(Path(__file__).parent / "published" / "paper.toml")
 
 
 def models_table(

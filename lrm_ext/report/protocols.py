@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.resources import as_file, files
+from pathlib import Path
+from statistics import fmean
 from typing import Final, Literal
 
 import msgspec
@@ -34,6 +35,7 @@ from lrm_ext.report.settings import (
 )
 from lrm_ext.report.tables import PUBLISHED, Block, PaperTable, TableRow
 
+PUBLISHED_DIR: Final = Path(__file__).parent / "published"
 PROTOCOLS: Final = ("pangea", "centurio", "kaleidoscope", "mmmb")
 TABLES: Final = (*map(str, range(1, 5)), *PROTOCOLS)
 
@@ -97,8 +99,7 @@ class PublishedTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def published_table(name: str) -> PublishedTable:
     """Returns the published figures of one of `PROTOCOLS`."""
-    with as_file(files("lrm_ext.report") / "published" / f"{name}.toml") as path:
-        return load_toml(path, PublishedTable)
+    return load_toml(PUBLISHED_DIR / f"{name}.toml", PublishedTable)
 
 
 def check_table(name: str, runs: Sequence[str]) -> None:
@@ -141,6 +142,7 @@ def protocol_table(
     """
     table = published_table(name)
     blocks: list[Block] = []
+    read: list[ScoredBenchmark] = []
     notes = [*table.notes]
     for part, title in table.parts.items():
         scored = [_score_column(column, part, settings) for column in table.columns]
@@ -148,6 +150,11 @@ def protocol_table(
             [_own_row(table, part, setting, scored, mode) for setting in settings]
             for mode in (OFFICIAL, LOCAL)
         )
+        read += [
+            found[OFFICIAL]
+            for column, found in zip(table.columns, scored, strict=True)
+            if OFFICIAL in found and column.metric == "accuracy"
+        ]
         published_rows = _published_rows(table, part) if with_published else []
         said = f"{title}; read as `{OFFICIAL}`" if settings else title
         blocks.append(Block(said, (*beside, *published_rows), has_best=False))
@@ -158,7 +165,7 @@ def protocol_table(
         notes += _filled_notes(title, beside)
     if settings:
         notes.append("The prompts and answer lengths of runs are not compared with the protocol's.")
-    notes += seed_notes(settings)
+    notes += [*seed_notes(settings), *_tier_notes(settings, read)]
     for rows in table.published if with_published else ():
         models = dict.fromkeys(
             model for part in table.parts for model in rows.figures.get(part, ())
@@ -172,6 +179,31 @@ def protocol_table(
         name, table.title, ("Model",), heads,
         tuple(column.name or column.head for column in table.columns), tuple(blocks), tuple(notes),
     )  # fmt: skip
+
+
+def _tier_notes(settings: Sequence[Setting], read: Sequence[ScoredBenchmark]) -> list[str]:
+    """Gives the mean of each setting in each tier of resources, over languages, then over sets."""
+    tiers, notes = load_toml(PUBLISHED_DIR / "tiers.toml"), list[str]()
+    for setting in settings:
+        values: dict[str, dict[str, float]] = {}
+        for one in read:
+            for lang, cell in one.cells[setting.label].items():
+                if cell.value is not None:
+                    values.setdefault(lang, {})[one.name] = cell.value
+        means = {lang: fmean(by_set.values()) for lang, by_set in values.items()}
+        known = {tier: [lang for lang in langs if lang in means] for tier, langs in tiers.items()}
+        said = [
+            f"{tier} {fmean(means[lang] for lang in langs):.1f} ({' '.join(langs)})"
+            for tier, langs in known.items()
+            if langs
+        ]
+        if said:
+            notes.append(
+                f"{setting.label} by tier of resources, of what is read as `{OFFICIAL}` with "
+                f"accuracy, means of languages over their sets: {', '.join(said)}. How Centurio "
+                "weighs sets and languages is not verified: not comparable with its tiers."
+            )
+    return notes
 
 
 def _filled_notes(title: str, rows: Sequence[TableRow]) -> list[str]:

@@ -11,10 +11,11 @@ from answered_runs import write_run
 from typer.testing import CliRunner
 
 from llava.errors import ConfigError
+from llava.files import load_toml
 from lrm_ext.cli import app
 from lrm_ext.evaluate.kind import LOCAL, Judgement, judge_locally
 from lrm_ext.evaluate.kinds import ANSWERS, KINDS
-from lrm_ext.languages.registry import canonical_code
+from lrm_ext.languages.registry import canonical_code, shipped_languages
 from lrm_ext.report import protocols
 from lrm_ext.report.protocols import (
     PROTOCOLS,
@@ -70,6 +71,14 @@ def test_published_figures_are_whole_and_say_where_they_are_from(name):
         assert not Counter(figures) - Counter(printed.split()), width
     for style, write in FORMATS.items():
         assert "Pangea" in write(made) or name in ("kaleidoscope", "mmmb"), style
+
+
+def test_a_language_is_in_one_tier():
+    tiers = load_toml(protocols.PUBLISHED_DIR / "tiers.toml")
+    codes = [code for tier in tiers.values() for code in tier]
+    assert len(set(codes)) == len(codes) and "en" not in codes
+    assert {*shipped_languages()} - {*codes} == {"en", "ne"}, "Nepali is in none of the tables"
+    assert codes == [canonical_code(code) for code in codes]
 
 
 def test_printed_means_are_those_of_the_printed_figures():
@@ -164,6 +173,8 @@ def test_a_run_that_is_read_by_the_owners_rules_stands_beside(tmp_path, toy, off
     assert found["others", "Three"] == "by a judge"
     assert ours.counts == "60 of 60" and peer.counts == "published"
     assert "mine fills 3 of 4 cells: others." in made.notes
+    (tiers,) = (note for note in made.notes if "by tier of resources" in note)
+    assert "over their sets: T4 50.0 (cs), T5 50.0 (de). How" in tiers
     assert not any(row["best"] == "yes" for row in rows_of(made))
 
 
