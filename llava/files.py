@@ -1,18 +1,20 @@
 """Writes files whole or not at all and names one that cannot be written; locks folders; reads TOML.
 
-`load_toml` returns plain dictionaries or a typed object; its errors name the file and the line or
-key. It uses the standard library, or `tomli` before Python 3.11.
+What a training logs is read here, too, so that reports do not import the training. `load_toml`
+returns plain dictionaries or a typed object; its errors name the file and the line or key. It uses
+the standard library, or `tomli` before Python 3.11.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints, overload
 
@@ -30,6 +32,9 @@ T = TypeVar("T")
 
 _HASH_BLOCK_BYTES = 1 << 20
 PLOT_ENDINGS: Final = (".png", ".svg", ".pdf")
+
+METRICS_FILE: Final = "metrics.jsonl"
+"""What a training logs, one JSON object a line (`llava.train.metrics`)."""
 
 LEAVES_FOLDER = r"^/|(?:^|/)\.\.(?:/|$)|\x00"
 """Matches a name that is absolute, goes upwards or is invalid; for `re` and RE2."""
@@ -111,6 +116,14 @@ def leaves_folder(name: str) -> bool:
     return re.search(LEAVES_FOLDER, name) is not None
 
 
+def get_model_name_from_path(model_path: str) -> str:
+    """Returns the name of a model: its folder's, after the parent's for a `checkpoint-` folder."""
+    parts = model_path.strip("/").split("/")
+    if parts[-1].startswith("checkpoint-") and len(parts) > 1:
+        return f"{parts[-2]}_{parts[-1]}"
+    return parts[-1]
+
+
 def lock_of(path: Path, timeout_s: float = -1) -> FileLock:
     """Returns the lock of a file or folder, to hold in a `with` block.
 
@@ -128,6 +141,22 @@ def refuse_existing(folder: Path) -> None:
     """Raises `ConfigError` if a folder that is to be written exists."""
     if folder.exists():
         raise ConfigError(f"{folder} exists: name a new folder, or remove it")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Reads a metrics file.
+
+    Args:
+        path: The file; it need not exist.
+
+    Returns:
+        Its lines, without those that a killed process did not finish.
+    """
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return records
 
 
 def save_figure(figure: Any, path: Path, dpi: int = 150) -> None:

@@ -18,6 +18,7 @@ from transformers import StoppingCriteria
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.data.tokenize import encode_prompt
+from llava.files import get_model_name_from_path as get_model_name_from_path
 from llava.images import expand2square as expand2square
 from llava.images import shape_image, to_rgb
 from llava.model.multimodal_encoder.families import processor_side
@@ -104,14 +105,6 @@ def tokenizer_image_token(
         raise ValueError(f"Unsupported tensor type: {return_tensors}; use 'pt' or None")
     ids = encode_prompt(prompt, tokenizer, image_token_index)
     return torch.tensor(ids, dtype=torch.long) if return_tensors else ids
-
-
-def get_model_name_from_path(model_path: str) -> str:
-    """Returns the name of a model: its folder's, after the parent's for a `checkpoint-` folder."""
-    parts = model_path.strip("/").split("/")
-    if parts[-1].startswith("checkpoint-") and len(parts) > 1:
-        return f"{parts[-2]}_{parts[-1]}"
-    return parts[-1]
 
 
 class KeywordsStoppingCriteria(StoppingCriteria):

@@ -33,7 +33,7 @@ from rich.console import Console
 
 import llava
 from llava.errors import ConfigError, run_command
-from llava.mm_utils import get_model_name_from_path
+from llava.files import get_model_name_from_path
 from llava.serve import protocol
 from llava.serve.check import check_model_path, check_port_is_free, find_problems
 from llava.serve.protocol import OK, READ_TIMEOUT_S

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from llava.errors import run_script
-from llava.mm_utils import get_model_name_from_path
+from llava.files import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 
 

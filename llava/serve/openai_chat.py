@@ -41,7 +41,6 @@ from pydantic_core import PydanticCustomError
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import ChatConversation, Conversation, SeparatorStyle
 from llava.errors import DataError, TemplateError
-from llava.serve.engine import StopFilter
 from llava.serve.protocol import (
     BUSY,
     CLIENT_HEADERS,
@@ -56,6 +55,7 @@ from llava.serve.protocol import (
     STOPPING,
     TOO_LONG_MESSAGE,
     template_from_status,
+    text_before_stop,
 )
 from llava.serve.web import ImageLimits, read_image
 
@@ -644,9 +644,9 @@ class ChatAnswer:
     async def _ask(self, worker: str, choice: int) -> AsyncGenerator[Piece, None]:
         """Yields the answer of one worker."""
         body = self._body(await self.client.template(worker, self.request.model), choice)
-        stops = StopFilter(self.request.stop)
         usage: tuple[int, int] | None = None
-        seen, has_text, finish_reason = len(body["prompt"]), False, "stop"
+        answer, num_shown, is_stopped = "", 0, False
+        has_text, finish_reason = False, "stop"
         async with contextlib.aclosing(self.client.stream_generation(worker, body)) as stream:
             async for chunk in stream:
                 if chunk["error_code"] != OK:
@@ -661,17 +661,20 @@ class ChatAnswer:
                 if counted := chunk.get("usage"):
                     usage = counted["prompt_tokens"], counted["completion_tokens"]
                 finish_reason = chunk.get("finish_reason") or finish_reason
-                text = stops.push(chunk["text"][seen:])
-                seen = len(chunk["text"])
+                answer = chunk["text"][len(body["prompt"]) :]
+                certain, is_stopped = text_before_stop(answer, self.request.stop)
+                text, num_shown = certain[num_shown:], len(certain)
                 if not has_text:
                     text = text.lstrip()
                     has_text = bool(text)
                 if text:
                     yield Piece(choice, text, usage=usage)
-                if stops.stopped:
+                if is_stopped:
                     finish_reason = "stop"
                     break
-        yield Piece(choice, stops.flush(), finish_reason, usage)
+        # what looked like the beginning of a stop string, and was none
+        rest = "" if is_stopped else answer[num_shown:]
+        yield Piece(choice, rest, finish_reason, usage)
 
 
 # HTTP status, OpenAI's code and `Retry-After` for each kind of a worker's error.

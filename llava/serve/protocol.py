@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import requests
@@ -105,6 +105,24 @@ def decode_chunks(pieces: Iterable[bytes]) -> Iterator[dict[str, Any]]:
                 yield json.loads(chunk)
     if rest:
         raise ValueError(f"the stream ended inside an object, after {rest[:80]!r}")
+
+
+def text_before_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """Returns the part of an unfinished text that no stop string can take away any more.
+
+    Args:
+        text: All that has been generated so far.
+        stops: Texts that end an answer and are cut from it; none of them is empty.
+
+    Returns:
+        The text up to the first stop string, or else to what may be the beginning of one; and
+        whether it holds one.
+    """
+    found = [place for stop in stops if (place := text.find(stop)) >= 0]
+    if found:
+        return text[: min(found)], True
+    begun = (n for stop in stops for n in range(len(stop)) if text.endswith(stop[:n]))
+    return text[: len(text) - max(begun, default=0)], False
 
 
 def post_json(

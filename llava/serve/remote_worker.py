@@ -20,7 +20,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import conv_templates, conversation_to_dict
 from llava.data.tokenize import encode_prompt
 from llava.errors import ConfigError
-from llava.mm_utils import get_model_name_from_path
+from llava.files import get_model_name_from_path
 from llava.model.tokenizer import load_tokenizer
 from llava.serve.batch import Unanswered
 from llava.serve.model_worker import (

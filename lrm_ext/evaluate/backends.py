@@ -42,9 +42,8 @@ from llava.errors import (
     ServiceError,
     TemplateError,
 )
-from llava.files import sha256_of
+from llava.files import get_model_name_from_path, sha256_of
 from llava.images import apply_orientation, open_image
-from llava.mm_utils import get_model_name_from_path
 from llava.model.families import refuse_foreign
 from llava.model.tokenizer import load_tokenizer
 from lrm_ext.evaluate.answerer import (

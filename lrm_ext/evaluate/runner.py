@@ -25,9 +25,8 @@ import torch
 import lrm_ext
 from llava.errors import ConfigError, DataError
 from llava.eval.records import cut_unfinished_line, without_thinking
-from llava.files import sha256_of
+from llava.files import get_model_name_from_path, sha256_of
 from llava.images import open_image
-from llava.mm_utils import get_model_name_from_path
 from llava.progress import Progress
 from lrm_ext.evaluate.answerer import Answer, Answerer, BrokenBatchError, Request
 from lrm_ext.evaluate.backends import choose_backend

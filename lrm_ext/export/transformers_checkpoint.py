@@ -60,8 +60,7 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import select_conversation
 from llava.errors import CheckpointError, ConfigError
-from llava.files import refuse_existing, write_atomically
-from llava.mm_utils import get_model_name_from_path
+from llava.files import get_model_name_from_path, refuse_existing, write_atomically
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import (
     WEIGHT_FILES,

@@ -2,7 +2,7 @@ import pytest
 
 from llava.errors import DataError
 from llava.serve.engine import ContextFull, GenerationRequest, IncrementalDecoder, StopFilter
-from llava.serve.protocol import decode_chunks, encode_chunk
+from llava.serve.protocol import decode_chunks, encode_chunk, text_before_stop
 
 TEXT = "Žluťoučký kůň — 你好 😀!"
 
@@ -36,6 +36,25 @@ def test_stop_filter_gives_back_a_false_beginning():
     assert stop_filter.push("a ##") == "a "
     assert stop_filter.flush() == "##"
     assert not stop_filter.stopped
+
+
+def test_text_before_stop_strings_grows_with_the_answer():
+    text, stops = "a ##b\nc ###d", ["###", "\nx"]
+    found = [text_before_stop(text[:n], stops) for n in range(len(text) + 1)]
+    assert [part for part, _ in found[:8]] == [
+        "",
+        "a",
+        "a ",
+        "a ",
+        "a ",
+        "a ##b",
+        "a ##b",
+        "a ##b\nc",
+    ]
+    assert found[-2:] == [("a ##b\nc ", True)] * 2
+    assert not any(is_stopped for _, is_stopped in found[:-2])
+    assert text_before_stop("b##", []) == ("b##", False)
+    assert text_before_stop("one, two", ["two", "one"]) == ("", True)
 
 
 def answer_of(engine, request, is_over=lambda pieces: False):
