@@ -1,6 +1,8 @@
 """Imports point one way: `lrm_ext` imports `llava`, and a layer of `lrm_ext` only those below."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -15,6 +17,18 @@ LAYERS = (
     {"cli"},
 )
 """Packages and modules of `lrm_ext`, lowest first; those of one layer may import each other."""
+
+
+LIGHT = (
+    "llava",
+    "lrm_ext.cli",
+    "lrm_ext.demo",
+    "lrm_ext.report.evaluation",
+    "lrm_ext.report.training",
+    "llava.serve.controller",
+    "llava.serve.openai_api",
+)
+"""What a user waits for, and what runs beside a worker: they load no model."""
 
 
 def imports(package):
@@ -44,3 +58,19 @@ def test_layers_of_lrm_ext_point_one_way():
             if height[imported] > height[package]:
                 upward.add((package, imported))
     assert upward == set(), "imports that point upwards"
+
+
+def test_what_loads_no_model_imports_no_torch():
+    """Torch and transformers take seconds and 200 MiB; gradio is for the page alone."""
+    program = f"""
+import importlib, sys
+heavy = {{"torch", "transformers", "gradio"}}
+for module in {LIGHT}:
+    importlib.import_module(module)
+    print(module, sorted(heavy & sys.modules.keys()))
+import llava.serve.gradio_web_server
+print("page", sorted(heavy & sys.modules.keys()))
+"""
+    command = [sys.executable, "-c", program]
+    found = subprocess.run(command, capture_output=True, check=True, text=True).stdout.splitlines()
+    assert found == [*(f"{module} []" for module in LIGHT), "page ['gradio']"]

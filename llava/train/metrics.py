@@ -27,7 +27,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from statistics import fmean
@@ -45,6 +44,7 @@ from transformers import Trainer, TrainerCallback
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import ConfigError
+from llava.files import METRICS_FILE, read_metrics
 from llava.model.loss import token_loss_hook
 from llava.model.tiles import is_tiled
 from llava.train.flops import (
@@ -438,9 +438,6 @@ def memory_metrics(device: torch.device) -> dict[str, float]:
     return {"memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
 
 
-METRICS_FILE = "metrics.jsonl"
-
-
 class MetricsLog(TrainerCallback):
     """Appends the trainer's metrics to the metrics file of its run, in the first process."""
 
@@ -467,22 +464,6 @@ class MetricsLog(TrainerCallback):
         head = {"attempt": self._attempt, "step": state.global_step, "time": time.time()}
         with (Path(args.output_dir) / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(f"{before}{json.dumps({**head, **logs})}\n")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Reads a metrics file.
-
-    Args:
-        path: The file; it need not exist.
-
-    Returns:
-        Its lines, without those that a killed process did not finish.
-    """
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        with suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
-    return records
 
 
 LINE_INTERVAL_S = 10.0

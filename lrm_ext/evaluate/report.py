@@ -26,9 +26,8 @@ import lrm_ext
 from llava.errors import DataError, UserError
 from llava.eval.m4c_evaluator import edit_distance
 from llava.eval.records import read_json_lines
-from llava.files import write_atomically, writing
+from llava.files import get_model_name_from_path, write_atomically, writing
 from llava.images import open_image
-from llava.mm_utils import get_model_name_from_path
 from lrm_ext.evaluate.kind import LOCAL, UNPARSED, Reading, Verdict, fidelity, final_answer
 from lrm_ext.evaluate.kinds import find_kind, get_kind
 from lrm_ext.evaluate.official import join_images

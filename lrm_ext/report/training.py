@@ -21,7 +21,7 @@ from statistics import fmean
 from typing import Any, Final
 
 from llava.errors import DataError
-from llava.train.metrics import METRICS_FILE, read_metrics
+from llava.files import METRICS_FILE, read_metrics
 from lrm_ext.instructions.registry import list_instructions
 from lrm_ext.languages import get_language, list_languages
 from lrm_ext.languages.fonts import save_plot
