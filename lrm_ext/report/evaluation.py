@@ -8,11 +8,13 @@ of one file of answers and the list of benchmarks are printed here, too.
 
 from __future__ import annotations
 
+import json
 import logging
 import mimetypes
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean
@@ -61,11 +63,12 @@ from lrm_ext.report.render import (
     render,
     terminal_table,
 )
-from lrm_ext.report.training import training_stages
 
 log = logging.getLogger(__name__)
 
 PAGE_FILE: Final = "report.html"
+STATE_FILE: Final = "trainer_state.json"
+_CHECKPOINT: Final = re.compile(r"checkpoint-(\d+)")
 _NUMBERS: Final = "no one two three four five six seven eight nine ten eleven twelve".split()
 NOTHING: Final = "-"
 # Centurio's models reach 95 % on captions in 36 languages, trained on English alone 0 to 6 %
@@ -403,6 +406,70 @@ def _judged_remark(found: Sequence[Mapping[str, Any]]) -> str:
             f"changes with the order in {100 * outcomes['flip'] / decided:.1f} %, counted as ties"
         )
     return line
+
+
+@dataclass(frozen=True)
+class StageCurve:
+    """One stage of a training.
+
+    Attributes:
+        name: What it is called in a report.
+        folder: Where it was read from.
+        steps: Optimizer steps at which the loss was logged.
+        losses: The loss at those steps.
+        runtime_s: Its duration in seconds; None if the log does not say.
+        samples_per_s: Its speed; None if the log does not say.
+    """
+
+    name: str
+    folder: str
+    steps: tuple[int, ...]
+    losses: tuple[float, ...]
+    runtime_s: float | None
+    samples_per_s: float | None
+
+
+def training_stages(model_path: Path) -> tuple[StageCurve, ...]:
+    """Reads the curves of the stages of a model: `<model>-pretrain` beside it, and itself."""
+    before = model_path.with_name(f"{model_path.name}-pretrain")
+    stages = (("Pre-training", before), ("Fine-tuning", model_path))
+    return tuple(curve for name, folder in stages if (curve := read_stage(name, folder)))
+
+
+def read_stage(name: str, folder: Path) -> StageCurve | None:
+    """Reads a stage's curve; None where there is none.
+
+    Args:
+        name: What to call it.
+        folder: Holds `trainer_state.json`, or `checkpoint-<step>` folders that do.
+    """
+    numbered = {
+        int(match[1]): path / STATE_FILE
+        for path in folder.glob("checkpoint-*")
+        if (match := _CHECKPOINT.fullmatch(path.name))
+    }
+    candidates = [folder / STATE_FILE, *(numbered[step] for step in sorted(numbered, reverse=True))]
+    path = next((path for path in candidates if path.is_file()), None)
+    if path is None:
+        return None
+    try:
+        history = json.loads(path.read_text(encoding="utf-8"))["log_history"]
+        losses = {int(entry["step"]): float(entry["loss"]) for entry in history if "loss" in entry}
+        summary: dict[str, Any] = next((e for e in reversed(history) if "train_runtime" in e), {})
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("%s: left out of the report, as it cannot be read: %r", path, error)
+        return None
+    losses = {step: loss for step, loss in losses.items() if loss > 0}
+    if len(losses) < 2:
+        return None
+    return StageCurve(
+        name=name,
+        folder=str(folder),
+        steps=tuple(losses),
+        losses=tuple(losses.values()),
+        runtime_s=summary.get("train_runtime"),
+        samples_per_s=summary.get("train_samples_per_second"),
+    )
 
 
 def write_report(report: EvalReport, folder: Path, model_path: Path) -> Path:

@@ -1,18 +1,15 @@
-"""Reads and plots what a training logged.
+"""Plots what a training logged (`lrm plot-run`).
 
-In: output folders of training. Out: the loss of each stage from `trainer_state.json`, for a report;
-and a plot of the metrics of runs, every attempt of each, with a panel for each language and
-instruction whose loss was logged (`lrm plot-run`). Interruptions are visible: an attempt that went
-on from a checkpoint begins with a mark, and the steps that the attempt before it had made beyond
-that checkpoint stay in the plot, so that anyone can see whether the two agree. Panels have the same
-scales; runs are told apart by the shape of their lines, which grey paper keeps.
+In: output folders of training. Out: a plot of the metrics of runs, every attempt of each, with a
+panel for each language and instruction whose loss was logged. Interruptions are visible: an attempt
+that went on from a checkpoint begins with a mark, and the steps that the attempt before it had made
+beyond that checkpoint stay in the plot, so that anyone can see whether the two agree. Panels have
+the same scales; runs are told apart by the shape of their lines, which grey paper keeps.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,74 +25,6 @@ from lrm_ext.languages.fonts import save_plot
 from lrm_ext.report.render import BLUE, GREEN, ORANGE, PINK
 
 log = logging.getLogger(__name__)
-
-STATE_FILE: Final = "trainer_state.json"
-_CHECKPOINT: Final = re.compile(r"checkpoint-(\d+)")
-
-
-@dataclass(frozen=True)
-class StageCurve:
-    """One stage of a training.
-
-    Attributes:
-        name: What it is called in a report.
-        folder: Where it was read from.
-        steps: Optimizer steps at which the loss was logged.
-        losses: The loss at those steps.
-        runtime_s: Its duration in seconds; None if the log does not say.
-        samples_per_s: Its speed; None if the log does not say.
-    """
-
-    name: str
-    folder: str
-    steps: tuple[int, ...]
-    losses: tuple[float, ...]
-    runtime_s: float | None
-    samples_per_s: float | None
-
-
-def training_stages(model_path: Path) -> tuple[StageCurve, ...]:
-    """Reads the curves of the stages of a model: `<model>-pretrain` beside it, and itself."""
-    before = model_path.with_name(f"{model_path.name}-pretrain")
-    stages = (("Pre-training", before), ("Fine-tuning", model_path))
-    return tuple(curve for name, folder in stages if (curve := read_stage(name, folder)))
-
-
-def read_stage(name: str, folder: Path) -> StageCurve | None:
-    """Reads a stage's curve; None where there is none.
-
-    Args:
-        name: What to call it.
-        folder: Holds `trainer_state.json`, or `checkpoint-<step>` folders that do.
-    """
-    numbered = {
-        int(match[1]): path / STATE_FILE
-        for path in folder.glob("checkpoint-*")
-        if (match := _CHECKPOINT.fullmatch(path.name))
-    }
-    candidates = [folder / STATE_FILE, *(numbered[step] for step in sorted(numbered, reverse=True))]
-    path = next((path for path in candidates if path.is_file()), None)
-    if path is None:
-        return None
-    try:
-        history = json.loads(path.read_text(encoding="utf-8"))["log_history"]
-        losses = {int(entry["step"]): float(entry["loss"]) for entry in history if "loss" in entry}
-        summary: dict[str, Any] = next((e for e in reversed(history) if "train_runtime" in e), {})
-    except (ValueError, KeyError, TypeError) as error:
-        log.warning("%s: left out of the report, as it cannot be read: %r", path, error)
-        return None
-    losses = {step: loss for step, loss in losses.items() if loss > 0}
-    if len(losses) < 2:
-        return None
-    return StageCurve(
-        name=name,
-        folder=str(folder),
-        steps=tuple(losses),
-        losses=tuple(losses.values()),
-        runtime_s=summary.get("train_runtime"),
-        samples_per_s=summary.get("train_samples_per_second"),
-    )
-
 
 # told apart without colour
 _STYLES: Final = ("-", "--", ":", "-.")

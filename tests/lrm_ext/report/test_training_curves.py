@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from lrm_ext.report.evaluation import read_stage, training_stages
 from lrm_ext.report.render import log_ticks, loss_curve
-from lrm_ext.report.training import read_stage, training_stages
 
 
 def write_state(folder, losses, step=None, **summary):
