@@ -23,6 +23,7 @@ LIGHT = (
     "llava",
     "lrm_ext.cli",
     "lrm_ext.demo",
+    "lrm_ext.evaluate.runner",
     "lrm_ext.report.evaluation",
     "lrm_ext.report.training",
     "llava.serve.controller",

@@ -42,21 +42,6 @@ ALIASES = {
     "palo": "llama",
     "gpt-sw3": "gpt2",
 }
-# parts of published checkpoints that are not here: key of config.json, a part of its value in lower
-# case, and what it is
-_SERVED = "serve it with its own code, and evaluate it with `lrm eval --base-url`"
-_FOREIGN = (
-    ("model_type", "tinyllava", "it is TinyLLaVA's format: convert it with `lrm import tinyllava`"),
-    ("model_type", "centurio", "its projector (multiscale-pool, of five images of a timm tower) is "
-     f"not here: {_SERVED}"),
-    ("model_type", "parrot", f"its mixture of experts after the projector is not here: {_SERVED}"),
-    ("mm_projector_type", "ldpnet", "MobileVLM's projector, which MobilePALO has, is not here: "
-     f"{_SERVED}"),
-    ("mm_vision_tower", "mobileclip", "FastVLM's tower is not here; transformers has it in the "
-     "class `fast_vlm`: `lrm eval` asks a checkpoint in that format"),
-    ("mm_resampler_type", "", "a resampler between tower and language model, as video checkpoints "
-     f"have it, is not here: {_SERVED}"),
-)  # fmt: skip
 # the forks' class names, where they do not follow from transformers' own
 _STEMS = {"qwen2": "Qwen", "qwen2_moe": "QwenMoe"}
 # what a config.json has to say, if the family has it
@@ -105,22 +90,6 @@ def find_family(model_type: str, where: str) -> str:
         f"{where}: model_type {model_type!r} is not supported with images; the language model "
         f"{family!r} {reason}. Choices ({TABLE} has the table): {', '.join(family_names())}"
     )
-
-
-def refuse_foreign(config: Mapping[str, Any], where: str) -> None:
-    """Refuses a published checkpoint that has parts which are not here, before weights are read.
-
-    Args:
-        config: Content of `config.json`.
-        where: Its place, for messages.
-
-    Raises:
-        ConfigError: It has such a part; the message says what to do.
-    """
-    for key, part, reason in _FOREIGN:
-        value = config.get(key)
-        if value is not None and part in str(value).lower():
-            raise ConfigError(f"{where}: config.json says {key} {value!r}: {reason}")
 
 
 def has_text_part(config: Mapping[str, Any]) -> bool:

@@ -1,23 +1,21 @@
-"""Asks a LLaVA model many questions at once, greedily.
+"""Asks a model that is loaded here many questions at once, greedily: LLaVA's or transformers' own.
 
 In: a loaded model and batches of (question, images). Out: the answers, the same whatever the batch
 size: rows are padded on the left, masked, and decoded without sampling. The tower runs once per
 image; its output serves every question on that image in every language, and neighbouring questions
-that begin alike, up to the image, share the keys and values of this beginning. Knows nothing of
-benchmarks and files.
+that begin alike, up to the image, share the keys and values of this beginning. Models of
+transformers' own classes are asked through their processors. Knows nothing of benchmarks and files.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import torch
 from PIL import Image
@@ -30,11 +28,7 @@ from llava.constants import (
     IGNORE_INDEX,
     IMAGE_TOKEN_INDEX,
 )
-from llava.conversation import (
-    Conversation,
-    select_conversation,
-)
-from llava.errors import CheckpointError, ConfigError, DataError, ServiceError
+from llava.errors import CheckpointError, ConfigError, DataError
 from llava.images import image_size, open_image
 from llava.mm_utils import (
     get_model_name_from_path,
@@ -43,129 +37,11 @@ from llava.mm_utils import (
     tokenizer_image_token,
 )
 from llava.model.tiles import Tiling
-from lrm_ext.evaluate.items import check_places
-from lrm_ext.languages.registry import ENGLISH, list_languages
-from lrm_ext.languages.templates import in_language, register_templates
+from lrm_ext.evaluate.items import BLIND_SIDE_PX, Answer, Request, content_parts
+from lrm_ext.languages.templates import Templates
 
 FEATURE_CACHE_BYTES: Final = 4 << 30
-BLIND_SIDE_PX: Final = 336
-
-
-@dataclass(frozen=True)
-class Request:
-    """A question.
-
-    Attributes:
-        text: Without template. Each `<image>` in it is the place of an image, in order; if there is
-            none, the images come before it.
-        lang: Its language, which may have a template of its own.
-        images: The images; None for one that is withheld. Empty if the question is about none.
-        options: Answers to choose from by their likelihood; empty to have it write one.
-        is_video: The images are the frames of a video, which has one place in the text.
-    """
-
-    text: str
-    lang: str
-    images: tuple[Path | None, ...]
-    options: tuple[str, ...] = ()
-    is_video: bool = False
-
-    @property
-    def num_places(self) -> int:
-        """Places in the text: one of each image, or one of the video."""
-        return 1 if self.is_video else len(self.images)
-
-    @property
-    def parts(self) -> list[str]:
-        """The text before, between and after the images: one part more than there are places.
-
-        Raises:
-            DataError: The text has places, but not as many as there are images.
-        """
-        check_places(self.text, self.num_places, repr(self.text[:80]))
-        if DEFAULT_IMAGE_TOKEN in self.text or not self.images:
-            return self.text.split(DEFAULT_IMAGE_TOKEN)
-        return ["", *["\n"] * (self.num_places - 1), f"\n{self.text}"]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The answer of a model.
-
-    Attributes:
-        text: Decoded and stripped, without special tokens.
-        num_new_tokens: Its length; the end token is not counted.
-        finish_reason: `stop`, `length` if it was cut off, `refused` if a service refused it.
-    """
-
-    text: str
-    num_new_tokens: int
-    finish_reason: str
-
-
-class BrokenBatchError(ServiceError):
-    """Raised if a batch could not be answered to its end.
-
-    Attributes:
-        answers: What was answered, in the batch's order; None where nothing was.
-    """
-
-    def __init__(self, message: str, answers: Sequence[Answer | None]) -> None:
-        super().__init__(message)
-        self.answers = answers
-
-
-class Answerer(Protocol):
-    """Answers batches of questions."""
-
-    def num_tokens(self, request: Request) -> int:
-        """Returns the length of a question's prompt, with its images, as far as it is known."""
-        ...
-
-    def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        """Answers a batch, in its order.
-
-        Raises:
-            BrokenBatchError: Not all of it can be answered.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class Templates:
-    """The template of a checkpoint, in the language of each question where it has languages.
-
-    Attributes:
-        name: Its name.
-        conversation: The template itself.
-    """
-
-    name: str
-    conversation: Conversation
-
-    @classmethod
-    def of_checkpoint(cls, model_path: Path, conv_mode: str | None) -> Templates:
-        """Chooses by a checkpoint's `config.json`, without loading the model.
-
-        Raises:
-            CheckpointError: There is no such file.
-            TemplateError: `conv_mode` is unknown.
-        """
-        path = model_path / "config.json"
-        if not path.is_file():
-            raise CheckpointError(
-                f"{model_path} holds no config.json; expected the folder of a finished training, "
-                "such as runs/mini after `bash scripts/quickstart.sh`"
-            )
-        register_templates()
-        config = SimpleNamespace(**json.loads(path.read_text(encoding="utf-8")))
-        name = get_model_name_from_path(str(model_path))
-        return cls(*select_conversation(config, name, conv_mode))
-
-    def in_language(self, lang: str) -> Conversation:
-        """Returns a fresh conversation for a question in a language, English if it has no file."""
-        known = lang if lang in list_languages() else ENGLISH
-        return in_language(self.name, self.conversation, known)
+QWEN_IMAGE_TOKEN: Final = "<|image_pad|>"
 
 
 def load_answerer(
@@ -483,11 +359,7 @@ def open_or_blank(path: Path | None, mean: Sequence[float]) -> Image.Image:
     """Opens an image; None gives a canvas in the mean colour of an image processor."""
     if path is not None:
         return open_image(path)
-    return blank_image(tuple(round(255 * value) for value in mean))
-
-
-def blank_image(colour: tuple[int, ...]) -> Image.Image:
-    """Returns a canvas on which nothing can be seen."""
+    colour = tuple(round(255 * value) for value in mean)
     return Image.new("RGB", (BLIND_SIDE_PX, BLIND_SIDE_PX), colour)
 
 
@@ -555,3 +427,174 @@ def _left_padding(config: Any) -> Iterator[None]:
     finally:
         del config.tokenizer_padding_side
         vars(config).update(before)
+
+
+def load_transformers(
+    folder: Path, max_new_tokens: int, device: str | None
+) -> TransformersAnswerer:
+    """Loads a model of transformers' own classes for evaluation; arguments as `load_answerer`.
+
+    Raises:
+        CheckpointError: Transformers cannot load it as a model of images and text.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils.import_utils import is_torchvision_available
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.float16 if device.startswith("cuda") else torch.float32
+    trust = {"trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(folder, **trust)
+        is_qwen = config.model_type.startswith("qwen") and not is_torchvision_available()
+        processor = (
+            QwenProcessor(folder) if is_qwen else AutoProcessor.from_pretrained(folder, **trust)
+        )
+        model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, **trust)
+    except (ImportError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder}: transformers cannot load it as a model of images and text: {error}"
+        ) from error
+    return TransformersAnswerer(processor, model.to(device).eval(), max_new_tokens)
+
+
+class TransformersAnswerer:
+    """Answers with one loaded model.
+
+    Args:
+        processor: As `AutoProcessor` gives it.
+        model: As `AutoModelForImageTextToText` gives it.
+        max_new_tokens: Longest answer.
+    """
+
+    def __init__(self, processor: Any, model: Any, max_new_tokens: int) -> None:
+        self._processor = processor
+        self._tokenizer = processor.tokenizer
+        self._tokenizer.padding_side = "left"
+        if self._tokenizer.pad_token_id is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        self._model = model
+        self._max_new_tokens = max_new_tokens
+        # tokens that end an answer, as the model's generation settings name them
+        named = getattr(model.generation_config, "eos_token_id", None)
+        listed = named if isinstance(named, list) else [named]
+        tokenizer = self._tokenizer
+        self._stop_ids = {*listed, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
+
+    def num_tokens(self, request: Request) -> int:
+        """See `Answerer`."""
+        prompt = self._prompt(request)
+        return len(self._tokenizer(prompt, **self._special_tokens(prompt)).input_ids)
+
+    @torch.inference_mode()
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """See `Answerer`.
+
+        Raises:
+            DataError: A question leaves no room for an answer.
+        """
+        prompts = [self._prompt(request) for request in requests]
+        mean = getattr(self._processor.image_processor, "image_mean", None) or (0.5, 0.5, 0.5)
+        images = [[open_or_blank(path, mean) for path in request.images] for request in requests]
+        has_several = any(len(own) != 1 for own in images)
+        # processors take one list of images if each prompt has one
+        shown: Any = images if has_several else [own[0] for own in images]
+        inputs = self._processor(
+            images=shown if any(images) else None,
+            text=prompts,
+            padding=True,
+            return_tensors="pt",
+            **self._special_tokens(prompts[0]),
+        ).to(self._model.device)
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
+        prompt = inputs["input_ids"]
+        length = prompt.shape[1]
+        room = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        longest = max((request.text for request in requests), key=len)
+        said = f"{length} tokens, its images included,"
+        refuse_long_prompt(longest, said, length, self._max_new_tokens, room)
+        ids = self._model.generate(
+            **inputs,
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            max_new_tokens=self._max_new_tokens,
+            pad_token_id=self._tokenizer.pad_token_id,
+        )
+        # some models return the prompt, too
+        if ids.shape[1] >= length and torch.equal(ids[:, :length], prompt):
+            ids = ids[:, length:]
+        return [read_answer(row, self._tokenizer, self._stop_ids) for row in ids.tolist()]
+
+    def _prompt(self, request: Request) -> str:
+        if getattr(self._processor, "chat_template", None) is None:
+            if len(request.images) > 1 or DEFAULT_IMAGE_TOKEN in request.text:
+                raise ConfigError(
+                    "the model has no chat template that says where images go, so it takes one "
+                    f"image before a question; found {len(request.images)}: {request.text[:80]!r}"
+                )
+            return request.text
+        content = content_parts(request, [{"type": "image"}] * len(request.images))
+        prompt = self._processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        return str(prompt)
+
+    def _special_tokens(self, prompt: str) -> dict[str, bool]:
+        """Returns settings of the tokenizer: no second BOS if the template begins with one."""
+        bos = self._tokenizer.bos_token
+        return {"add_special_tokens": False} if bos and prompt.startswith(bos) else {}
+
+
+class QwenProcessor:
+    """Tokenizer, image processor and chat template of a Qwen-VL, where torchvision is missing.
+
+    Args:
+        folder: The model's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoImageProcessor, AutoTokenizer
+
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self.image_processor: Any = AutoImageProcessor.from_pretrained(
+            folder, trust_remote_code=False
+        )
+        self.chat_template = self.tokenizer.chat_template
+        self.apply_chat_template = self.tokenizer.apply_chat_template
+
+    def __call__(
+        self,
+        images: Sequence[Image.Image | Sequence[Image.Image]] | None,
+        text: Sequence[str],
+        **settings: Any,
+    ) -> Any:
+        """Makes a batch.
+
+        Args:
+            images: The image of each prompt, or a list of its images; None if there are none.
+            text: Prompts, with a `QWEN_IMAGE_TOKEN` for each of its images.
+            settings: Of the tokenizer.
+
+        Returns:
+            `input_ids` [B, T], `attention_mask` [B, T], `mm_token_type_ids` [B, T] (1 where an
+            image is), `pixel_values` [patches of all N images, pixels], `image_grid_thw` [N, 3].
+        """
+        if images is None:
+            return self.tokenizer(text, **settings)
+        every = [one for own in images for one in (own if isinstance(own, Sequence) else (own,))]
+        pixels = self.image_processor(every, return_tensors="pt")
+        # the model merges squares of patches into one position
+        area = self.image_processor.merge_size**2
+        counts = iter((pixels["image_grid_thw"].prod(dim=-1) // area).tolist())
+        prompts = [
+            re.sub(re.escape(QWEN_IMAGE_TOKEN), lambda mark: mark[0] * next(counts), prompt)
+            for prompt in text
+        ]
+        batch = self.tokenizer(prompts, **settings)
+        token_id = self.tokenizer.convert_tokens_to_ids(QWEN_IMAGE_TOKEN)
+        batch["mm_token_type_ids"] = (batch["input_ids"] == token_id).to(torch.long)
+        batch.update(pixels)
+        return batch

@@ -1,7 +1,8 @@
 """Decides who answers: a LLaVA checkpoint, a model of transformers, or a service.
 
 In: the settings of an evaluation. Out: a `Backend`, which says what it is (for `run.json`) without
-loading anything, and makes the answerer when there is something to ask.
+loading anything, and makes the answerer when there is something to ask. Only then are torch and
+transformers imported, so stored answers are scored without them.
 """
 
 from __future__ import annotations
@@ -11,15 +12,12 @@ import io
 import json
 import logging
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from itertools import zip_longest
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import torch
 from PIL import Image
 
 from llava.chat_service import (
@@ -31,7 +29,6 @@ from llava.chat_service import (
     ServiceLimits,
     ask_each,
 )
-from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import AUTO, chat_conversation, conversation_to_dict
 from llava.errors import (
     CheckpointError,
@@ -44,27 +41,22 @@ from llava.errors import (
 )
 from llava.files import get_model_name_from_path, sha256_of
 from llava.images import apply_orientation, open_image
-from llava.model.families import refuse_foreign
-from llava.model.tokenizer import load_tokenizer
-from lrm_ext.evaluate.answerer import (
+from llava.model.multimodal_encoder.families import refuse_foreign
+from lrm_ext.evaluate.items import (
+    BLIND_SIDE_PX,
+    REFUSED_REASON,
     Answer,
     Answerer,
     BrokenBatchError,
     Request,
-    Templates,
-    blank_image,
-    load_answerer,
-    open_or_blank,
-    read_answer,
-    refuse_long_prompt,
+    content_parts,
 )
-from lrm_ext.evaluate.items import REFUSED_REASON
+from lrm_ext.languages.templates import Templates
 
 if TYPE_CHECKING:
     from lrm_ext.evaluate.runner import EvalConfig
 log = logging.getLogger(__name__)
 WEIGHT_SUFFIXES: Final = (".safetensors", ".bin")
-IMAGE_TOKEN: Final = "<|image_pad|>"  # Qwen-VL's
 _CONFIG_FILE: Final = "config.json"
 _NUM_KEPT_IMAGES: Final = 256
 _GREY: Final = (127, 127, 127)
@@ -125,10 +117,14 @@ def _llava_backend(config: EvalConfig, folder: Path, has_tower: bool) -> Backend
             "conversation": conversation_to_dict(templates.conversation),
         }
 
-    load = partial(
-        load_answerer, folder, config.model_base, templates, config.max_new_tokens, config.device,
-        config.text_only,
-    )  # fmt: skip
+    def load() -> Answerer:
+        from lrm_ext.evaluate.answerer import load_answerer
+
+        return load_answerer(
+            folder, config.model_base, templates, config.max_new_tokens, config.device,
+            config.text_only,
+        )  # fmt: skip
+
     return Backend(identity, load)
 
 
@@ -138,6 +134,8 @@ def _own_templates(folder: Path) -> Templates:
     Raises:
         ConfigError: There is none that can be used.
     """
+    from llava.model.tokenizer import load_tokenizer
+
     try:
         return Templates(AUTO, chat_conversation(load_tokenizer(str(folder))))
     except TemplateError as error:
@@ -212,203 +210,12 @@ def _transformers_backend(config: EvalConfig, folder: Path) -> Backend:
             "template": "the model's own",
         }
 
-    return Backend(
-        identity, partial(_load_transformers, folder, config.max_new_tokens, config.device)
-    )
+    def load() -> Answerer:
+        from lrm_ext.evaluate.answerer import load_transformers
 
+        return load_transformers(folder, config.max_new_tokens, config.device)
 
-def _load_transformers(
-    folder: Path, max_new_tokens: int, device: str | None
-) -> TransformersAnswerer:
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-    from transformers.utils.import_utils import is_torchvision_available
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.float16 if device.startswith("cuda") else torch.float32
-    trust = {"trust_remote_code": False}
-    try:
-        config = AutoConfig.from_pretrained(folder, **trust)
-        is_qwen = config.model_type.startswith("qwen") and not is_torchvision_available()
-        processor = (
-            QwenProcessor(folder) if is_qwen else AutoProcessor.from_pretrained(folder, **trust)
-        )
-        model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, **trust)
-    except (ImportError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{folder}: transformers cannot load it as a model of images and text: {error}"
-        ) from error
-    return TransformersAnswerer(processor, model.to(device).eval(), max_new_tokens)
-
-
-class TransformersAnswerer:
-    """Answers with one loaded model.
-
-    Args:
-        processor: As `AutoProcessor` gives it.
-        model: As `AutoModelForImageTextToText` gives it.
-        max_new_tokens: Longest answer.
-    """
-
-    def __init__(self, processor: Any, model: Any, max_new_tokens: int) -> None:
-        self._processor = processor
-        self._tokenizer = processor.tokenizer
-        self._tokenizer.padding_side = "left"
-        if self._tokenizer.pad_token_id is None:
-            self._tokenizer.pad_token = self._tokenizer.eos_token
-        self._model = model
-        self._max_new_tokens = max_new_tokens
-        # tokens that end an answer, as the model's generation settings name them
-        named = getattr(model.generation_config, "eos_token_id", None)
-        listed = named if isinstance(named, list) else [named]
-        tokenizer = self._tokenizer
-        self._stop_ids = {*listed, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
-
-    def num_tokens(self, request: Request) -> int:
-        """See `Answerer`."""
-        prompt = self._prompt(request)
-        return len(self._tokenizer(prompt, **self._special_tokens(prompt)).input_ids)
-
-    @torch.inference_mode()
-    def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        """See `Answerer`.
-
-        Raises:
-            DataError: A question leaves no room for an answer.
-        """
-        prompts = [self._prompt(request) for request in requests]
-        mean = getattr(self._processor.image_processor, "image_mean", None) or (0.5, 0.5, 0.5)
-        images = [[open_or_blank(path, mean) for path in request.images] for request in requests]
-        has_several = any(len(own) != 1 for own in images)
-        # processors take one list of images if each prompt has one
-        shown: Any = images if has_several else [own[0] for own in images]
-        inputs = self._processor(
-            images=shown if any(images) else None,
-            text=prompts,
-            padding=True,
-            return_tensors="pt",
-            **self._special_tokens(prompts[0]),
-        ).to(self._model.device)
-        if "pixel_values" in inputs:
-            inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
-        prompt = inputs["input_ids"]
-        length = prompt.shape[1]
-        room = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        longest = max((request.text for request in requests), key=len)
-        said = f"{length} tokens, its images included,"
-        refuse_long_prompt(longest, said, length, self._max_new_tokens, room)
-        ids = self._model.generate(
-            **inputs,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            max_new_tokens=self._max_new_tokens,
-            pad_token_id=self._tokenizer.pad_token_id,
-        )
-        # some models return the prompt, too
-        if ids.shape[1] >= length and torch.equal(ids[:, :length], prompt):
-            ids = ids[:, length:]
-        return [read_answer(row, self._tokenizer, self._stop_ids) for row in ids.tolist()]
-
-    def _prompt(self, request: Request) -> str:
-        if getattr(self._processor, "chat_template", None) is None:
-            if len(request.images) > 1 or DEFAULT_IMAGE_TOKEN in request.text:
-                raise ConfigError(
-                    "the model has no chat template that says where images go, so it takes one "
-                    f"image before a question; found {len(request.images)}: {request.text[:80]!r}"
-                )
-            return request.text
-        content = content_parts(request, [{"type": "image"}] * len(request.images))
-        prompt = self._processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
-        return str(prompt)
-
-    def _special_tokens(self, prompt: str) -> dict[str, bool]:
-        """Returns settings of the tokenizer: no second BOS if the template begins with one."""
-        bos = self._tokenizer.bos_token
-        return {"add_special_tokens": False} if bos and prompt.startswith(bos) else {}
-
-
-def content_parts(request: Request, images: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Returns the parts of a chat message: images and the texts between them, in order.
-
-    Args:
-        request: The question.
-        images: What stands for each of its images.
-
-    Raises:
-        ConfigError: The question is about a video.
-    """
-    if request.is_video:
-        raise ConfigError(
-            "questions about videos are asked of checkpoints of this code only, which tell how "
-            f"many frames they saw in training; found {len(images)} frames: {request.text[:80]!r}"
-        )
-    first, *rest = request.parts
-    # a line end next to an image separates it from the text, which parts are anyway
-    texts = [first, *(text.removeprefix("\n") for text in rest)]
-    parts: list[Mapping[str, Any]] = []
-    for text, image in zip_longest(texts, images):
-        said = text if image is None else text.removesuffix("\n")
-        if said.strip():
-            parts.append({"type": "text", "text": said})
-        if image is not None:
-            parts.append(image)
-    return parts
-
-
-class QwenProcessor:
-    """Tokenizer, image processor and chat template of a Qwen-VL, where torchvision is missing.
-
-    Args:
-        folder: The model's folder.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        from transformers import AutoImageProcessor, AutoTokenizer
-
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        self.image_processor: Any = AutoImageProcessor.from_pretrained(
-            folder, trust_remote_code=False
-        )
-        self.chat_template = self.tokenizer.chat_template
-        self.apply_chat_template = self.tokenizer.apply_chat_template
-
-    def __call__(
-        self,
-        images: Sequence[Image.Image | Sequence[Image.Image]] | None,
-        text: Sequence[str],
-        **settings: Any,
-    ) -> Any:
-        """Makes a batch.
-
-        Args:
-            images: The image of each prompt, or a list of its images; None if there are none.
-            text: Prompts, with an `IMAGE_TOKEN` for each of its images.
-            settings: Of the tokenizer.
-
-        Returns:
-            `input_ids` [B, T], `attention_mask` [B, T], `mm_token_type_ids` [B, T] (1 where an
-            image is), `pixel_values` [patches of all N images, pixels], `image_grid_thw` [N, 3].
-        """
-        if images is None:
-            return self.tokenizer(text, **settings)
-        every = [one for own in images for one in (own if isinstance(own, Sequence) else (own,))]
-        pixels = self.image_processor(every, return_tensors="pt")
-        # the model merges squares of patches into one position
-        area = self.image_processor.merge_size**2
-        counts = iter((pixels["image_grid_thw"].prod(dim=-1) // area).tolist())
-        prompts = [
-            re.sub(re.escape(IMAGE_TOKEN), lambda mark: mark[0] * next(counts), prompt)
-            for prompt in text
-        ]
-        batch = self.tokenizer(prompts, **settings)
-        token_id = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-        batch["mm_token_type_ids"] = (batch["input_ids"] == token_id).to(torch.long)
-        batch.update(pixels)
-        return batch
+    return Backend(identity, load)
 
 
 def _service_backend(config: EvalConfig) -> Backend:
@@ -521,7 +328,7 @@ def image_url(path: Path | None) -> str:
     """
     kind, content = None, b""
     if path is None:
-        image = blank_image(_GREY)
+        image = Image.new("RGB", (BLIND_SIDE_PX, BLIND_SIDE_PX), _GREY)
     else:
         try:
             content = path.read_bytes()

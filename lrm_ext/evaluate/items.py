@@ -1,7 +1,8 @@
-"""Questions of a benchmark: their files, their checks and what a model is asked.
+"""Questions of a benchmark: their files, their checks, and what a model is asked and answers.
 
 A file holds one question per line, as JSON. Reading it gives frozen `Item`s in file order, or an
-error that names file and line. Images are not opened here.
+error that names file and line. An `Answerer` gets `Request`s and returns `Answer`s. Images are not
+opened here.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Protocol
 
 import msgspec
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import MAX_IMAGES, VIDEO_TOKEN, images_of
-from llava.errors import ConfigError, DataError
+from llava.errors import ConfigError, DataError, ServiceError
 from llava.eval.records import OPTION_LETTERS, read_json_lines
 from llava.files import convert
 from lrm_ext.languages.registry import Language, answer_request
@@ -184,6 +186,7 @@ def check_options(item: Item, name: str) -> None:
         )
 
 
+BLIND_SIDE_PX: Final = 336  # of the canvas that stands for a withheld image
 REFUSED_REASON: Final = "refused"  # `finish_reason` of a question that a service refused
 
 
@@ -290,3 +293,111 @@ def bare_prompt(
 LLAVA: Final = "llava"
 QUESTION: Final = "question"
 PROMPT_STYLES: Final[Mapping[str, Prompt]] = {LLAVA: llava_prompt, QUESTION: bare_prompt}
+
+
+@dataclass(frozen=True)
+class Request:
+    """A question.
+
+    Attributes:
+        text: Without template. Each `<image>` in it is the place of an image, in order; if there is
+            none, the images come before it.
+        lang: Its language, which may have a template of its own.
+        images: The images; None for one that is withheld. Empty if the question is about none.
+        options: Answers to choose from by their likelihood; empty to have it write one.
+        is_video: The images are the frames of a video, which has one place in the text.
+    """
+
+    text: str
+    lang: str
+    images: tuple[Path | None, ...]
+    options: tuple[str, ...] = ()
+    is_video: bool = False
+
+    @property
+    def num_places(self) -> int:
+        """Places in the text: one of each image, or one of the video."""
+        return 1 if self.is_video else len(self.images)
+
+    @property
+    def parts(self) -> list[str]:
+        """The text before, between and after the images: one part more than there are places.
+
+        Raises:
+            DataError: The text has places, but not as many as there are images.
+        """
+        check_places(self.text, self.num_places, repr(self.text[:80]))
+        if DEFAULT_IMAGE_TOKEN in self.text or not self.images:
+            return self.text.split(DEFAULT_IMAGE_TOKEN)
+        return ["", *["\n"] * (self.num_places - 1), f"\n{self.text}"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer of a model.
+
+    Attributes:
+        text: Decoded and stripped, without special tokens.
+        num_new_tokens: Its length; the end token is not counted.
+        finish_reason: `stop`, `length` if it was cut off, `refused` if a service refused it.
+    """
+
+    text: str
+    num_new_tokens: int
+    finish_reason: str
+
+
+class BrokenBatchError(ServiceError):
+    """Raised if a batch could not be answered to its end.
+
+    Attributes:
+        answers: What was answered, in the batch's order; None where nothing was.
+    """
+
+    def __init__(self, message: str, answers: Sequence[Answer | None]) -> None:
+        super().__init__(message)
+        self.answers = answers
+
+
+class Answerer(Protocol):
+    """Answers batches of questions."""
+
+    def num_tokens(self, request: Request) -> int:
+        """Returns the length of a question's prompt, with its images, as far as it is known."""
+        ...
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answers a batch, in its order.
+
+        Raises:
+            BrokenBatchError: Not all of it can be answered.
+        """
+        ...
+
+
+def content_parts(request: Request, images: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Returns the parts of a chat message: images and the texts between them, in order.
+
+    Args:
+        request: The question.
+        images: What stands for each of its images.
+
+    Raises:
+        ConfigError: The question is about a video.
+    """
+    if request.is_video:
+        raise ConfigError(
+            "questions about videos are asked of checkpoints of this code only, which tell how "
+            f"many frames they saw in training; found {len(images)} frames: {request.text[:80]!r}"
+        )
+    first, *rest = request.parts
+    # a line end next to an image separates it from the text, which parts are anyway
+    texts = [first, *(text.removeprefix("\n") for text in rest)]
+    parts: list[Mapping[str, Any]] = []
+    for text, image in zip_longest(texts, images):
+        said = text if image is None else text.removesuffix("\n")
+        if said.strip():
+            parts.append({"type": "text", "text": said})
+        if image is not None:
+            parts.append(image)
+    return parts

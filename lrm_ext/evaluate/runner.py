@@ -20,17 +20,23 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-
 import lrm_ext
 from llava.errors import ConfigError, DataError
 from llava.eval.records import cut_unfinished_line, without_thinking
 from llava.files import get_model_name_from_path, sha256_of
 from llava.images import open_image
 from llava.progress import Progress
-from lrm_ext.evaluate.answerer import Answer, Answerer, BrokenBatchError, Request
 from lrm_ext.evaluate.backends import choose_backend
-from lrm_ext.evaluate.items import LETTERS, Item, check_places, limit_items
+from lrm_ext.evaluate.items import (
+    LETTERS,
+    Answer,
+    Answerer,
+    BrokenBatchError,
+    Item,
+    Request,
+    check_places,
+    limit_items,
+)
 from lrm_ext.evaluate.predictions import (
     PredictionWriter,
     add_lines,
@@ -508,17 +514,21 @@ class EvalRanks:
 
     def device(self, asked: str | None) -> str | None:
         """Returns the device of this process: the one asked for, with the number of its GPU."""
-        if self.world_size == 1 or asked not in (None, "cuda") or not torch.cuda.is_available():
+        if self.world_size == 1 or asked not in (None, "cuda"):
             return asked
-        return f"cuda:{self.local_rank}"
+        import torch  # stored answers are scored without it
+
+        return f"cuda:{self.local_rank}" if torch.cuda.is_available() else asked
 
     def barrier(self) -> None:
         """Waits for all."""
         if self.world_size == 1:
             return
-        if not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
-        torch.distributed.barrier()
+        from torch import distributed
+
+        if not distributed.is_initialized():
+            distributed.init_process_group("gloo", timeout=_PATIENCE)
+        distributed.barrier()
 
     def path(self, path: Path) -> Path:
         """Returns the path to which this process writes answers that belong in a file."""

@@ -77,10 +77,14 @@ from llava.model.families import (
     class_names,
     find_family,
     model_type_of,
-    refuse_foreign,
 )
 from llava.model.language_model.causal_lm import get_family
-from llava.model.multimodal_encoder.families import NUM_TOKENS_KEY, family_of, side_px
+from llava.model.multimodal_encoder.families import (
+    NUM_TOKENS_KEY,
+    family_of,
+    refuse_foreign,
+    side_px,
+)
 from llava.model.multimodal_encoder.vision_tower import VisionTower, notes_tokens
 from llava.model.tiles import read_pinpoints
 from llava.model.tokenizer import load_tokenizer

@@ -14,7 +14,10 @@ MPT the roles contain the header tokens. The tokenizer adds BOS, so no template 
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
 
 from llava.conversation import (
     ChatConversation,
@@ -23,8 +26,11 @@ from llava.conversation import (
     conv_templates,
     get_conversation,
     register_conversation,
+    select_conversation,
 )
-from lrm_ext.languages.registry import get_language, list_languages
+from llava.errors import CheckpointError
+from llava.files import get_model_name_from_path
+from lrm_ext.languages.registry import ENGLISH, get_language, list_languages
 
 LLAMA_3_END = "<|eot_id|>"
 _LLAMA_3_HEADER = "<|start_header_id|>{}<|end_header_id|>\n\n"
@@ -122,3 +128,40 @@ def _llama_3(system: str) -> Conversation:
         sep=LLAMA_3_END,
         version="mpt",
     )
+
+
+@dataclass(frozen=True)
+class Templates:
+    """The template of a checkpoint, in the language of each question where it has languages.
+
+    Attributes:
+        name: Its name.
+        conversation: The template itself.
+    """
+
+    name: str
+    conversation: Conversation
+
+    @classmethod
+    def of_checkpoint(cls, model_path: Path, conv_mode: str | None) -> Templates:
+        """Chooses by a checkpoint's `config.json`, without loading the model.
+
+        Raises:
+            CheckpointError: There is no such file.
+            TemplateError: `conv_mode` is unknown.
+        """
+        path = model_path / "config.json"
+        if not path.is_file():
+            raise CheckpointError(
+                f"{model_path} holds no config.json; expected the folder of a finished training, "
+                "such as runs/mini after `bash scripts/quickstart.sh`"
+            )
+        register_templates()
+        config = SimpleNamespace(**json.loads(path.read_text(encoding="utf-8")))
+        name = get_model_name_from_path(str(model_path))
+        return cls(*select_conversation(config, name, conv_mode))
+
+    def in_language(self, lang: str) -> Conversation:
+        """Returns a fresh conversation for a question in a language, English if it has no file."""
+        known = lang if lang in list_languages() else ENGLISH
+        return in_language(self.name, self.conversation, known)

@@ -185,7 +185,7 @@ def _validation(
         result["callbacks"].append(StopEarly(arguments.early_stop_patience))
     if arguments.eval_questions:
         # these import the evaluation
-        from lrm_ext.evaluate.answerer import Templates
+        from lrm_ext.languages.templates import Templates
         from lrm_ext.training.questions import ValidationQuestions
 
         result["extra_evaluation"] = ValidationQuestions(

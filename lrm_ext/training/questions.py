@@ -16,14 +16,15 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from llava.errors import ConfigError
-from lrm_ext.evaluate.answerer import LlavaAnswerer, Request, Templates
-from lrm_ext.evaluate.items import limit_items
+from lrm_ext.evaluate.answerer import LlavaAnswerer
+from lrm_ext.evaluate.items import Request, limit_items
 from lrm_ext.evaluate.kind import Reading, judge_answers, text_answers
 from lrm_ext.evaluate.reading import answer_words
 from lrm_ext.evaluate.registry import BENCHMARKS, get_benchmark
 from lrm_ext.evaluate.statistics import wilson_interval
-from lrm_ext.instructions.registry import ENGLISH
 from lrm_ext.languages import list_languages
+from lrm_ext.languages.registry import ENGLISH
+from lrm_ext.languages.templates import Templates
 
 log = logging.getLogger(__name__)
 

@@ -35,9 +35,11 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import pad_left
 from llava.model.language_model.causal_lm import get_family
-from lrm_ext.evaluate.answerer import Answer, LlavaAnswerer, Request, Templates, load_answerer
+from lrm_ext.evaluate.answerer import LlavaAnswerer, load_answerer
+from lrm_ext.evaluate.items import Answer, Request
 from lrm_ext.evaluate.registry import get_benchmark
 from lrm_ext.languages import list_languages
+from lrm_ext.languages.templates import Templates
 
 MAX_NEW_TOKENS = 32
 NUM_IMAGES, QUESTIONS_PER_IMAGE = 2, 8

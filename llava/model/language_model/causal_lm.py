@@ -60,11 +60,11 @@ from llava.model.families import (
     find_family,
     has_text_part,
     model_type_of,
-    refuse_foreign,
     text_part_names,
 )
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.loss import causal_lm_loss, has_liger
+from llava.model.multimodal_encoder.families import refuse_foreign
 from llava.model.splice import pad_rows
 
 log = logging.getLogger(__name__)

@@ -3,9 +3,9 @@
 In: `mm_vision_tower` (or `vision_tower`) of a configuration: a folder or a Hub id, or two of them
 joined by `+`; the content of a tower's `config.json`. Out: the tower's folder, its `TowerFamily`
 and sizes, and the `Deviation` of a published checkpoint whose code treats its tower in a way of its
-own. A relative folder may lie beside the checkpoint, so that a checkpoint and its tower can be
-moved together. No weights are read and torch is not imported, so that `lrm plan` uses the same
-table as training.
+own; published checkpoints with parts that are not here are refused. A relative folder may lie
+beside the checkpoint, so that a checkpoint and its tower can be moved together. No weights are read
+and torch is not imported, so that `lrm plan` uses the same table as training.
 """
 
 from __future__ import annotations
@@ -84,11 +84,11 @@ FAMILIES = (
 )  # fmt: skip
 """The kinds that are known; any other is measured with an image when it is built."""
 
-REFUSED = {
-    name: "it takes images of varying shape (NaFlex); name a fixed size of SigLIP 2, such as "
-    "google/siglip2-so400m-patch14-384"
-    for name in ("siglip2", "siglip2_vision_model")
-}
+REFUSED = dict.fromkeys(
+    ("siglip2", "siglip2_vision_model"),
+    "it takes images of varying shape (NaFlex); name a fixed size of SigLIP 2, such as "
+    "google/siglip2-so400m-patch14-384",
+)
 """Model types that cannot be towers, and what to do."""
 
 
@@ -282,3 +282,36 @@ def portable_tower(name: str, checkpoint: str | Path) -> str:
     except ConfigError:
         return resolve_tower(name, checkpoint)
     return name
+
+
+# parts of published checkpoints that are not here: key of config.json, a part of its value in lower
+# case, and what it is
+_SERVED = "serve it with its own code, and evaluate it with `lrm eval --base-url`"
+_FOREIGN = (
+    ("model_type", "tinyllava", "it is TinyLLaVA's format: convert it with `lrm import tinyllava`"),
+    ("model_type", "centurio", "its projector (multiscale-pool, of five images of a timm tower) is "
+     f"not here: {_SERVED}"),
+    ("model_type", "parrot", f"its mixture of experts after the projector is not here: {_SERVED}"),
+    ("mm_projector_type", "ldpnet", "MobileVLM's projector, which MobilePALO has, is not here: "
+     f"{_SERVED}"),
+    ("mm_vision_tower", "mobileclip", "FastVLM's tower is not here; transformers has it in the "
+     "class `fast_vlm`: `lrm eval` asks a checkpoint in that format"),
+    ("mm_resampler_type", "", "a resampler between tower and language model, as video checkpoints "
+     f"have it, is not here: {_SERVED}"),
+)  # fmt: skip
+
+
+def refuse_foreign(config: Mapping[str, Any], where: str) -> None:
+    """Refuses a published checkpoint that has parts which are not here, before weights are read.
+
+    Args:
+        config: Content of `config.json`.
+        where: Its place, for messages.
+
+    Raises:
+        ConfigError: It has such a part; the message says what to do.
+    """
+    for key, part, reason in _FOREIGN:
+        value = config.get(key)
+        if value is not None and part in str(value).lower():
+            raise ConfigError(f"{where}: config.json says {key} {value!r}: {reason}")

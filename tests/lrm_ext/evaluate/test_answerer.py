@@ -8,8 +8,10 @@ import torch
 
 from llava.errors import CheckpointError, DataError
 from llava.images import open_image
-from lrm_ext.evaluate.answerer import Request, Templates, load_answerer, open_or_blank
+from lrm_ext.evaluate.answerer import load_answerer, open_or_blank
+from lrm_ext.evaluate.items import Request
 from lrm_ext.evaluate.runner import run_evaluation
+from lrm_ext.languages.templates import Templates
 
 
 @pytest.fixture

@@ -16,14 +16,9 @@ from PIL import ExifTags, Image
 from llava.chat_service import ServiceLimits
 from llava.errors import CheckpointError, ConfigError, ServiceError
 from llava.images import open_image
-from lrm_ext.evaluate.answerer import Answer, Request
-from lrm_ext.evaluate.backends import (
-    ServiceAnswerer,
-    TransformersAnswerer,
-    choose_backend,
-    image_url,
-    local_folder,
-)
+from lrm_ext.evaluate.answerer import TransformersAnswerer
+from lrm_ext.evaluate.backends import ServiceAnswerer, choose_backend, image_url, local_folder
+from lrm_ext.evaluate.items import Answer, Request
 from lrm_ext.evaluate.report import EvalReport, score_run
 from lrm_ext.evaluate.results import read_answered, stated_kind
 from lrm_ext.evaluate.runner import run_evaluation

@@ -14,13 +14,14 @@ from llava.errors import ConfigError, DataError
 from llava.images import open_image
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.serve.openai_chat import Message
-from lrm_ext.evaluate.answerer import Request, Templates, load_answerer
-from lrm_ext.evaluate.backends import ServiceAnswerer, choose_backend, content_parts
+from lrm_ext.evaluate.answerer import load_answerer
+from lrm_ext.evaluate.backends import ServiceAnswerer, choose_backend
 from lrm_ext.evaluate.importing import import_benchmark
 from lrm_ext.evaluate.inspecting import load_runs
-from lrm_ext.evaluate.items import read_items
+from lrm_ext.evaluate.items import Request, content_parts, read_items
 from lrm_ext.evaluate.report import score_run
 from lrm_ext.evaluate.runner import load_questions, run_evaluation
+from lrm_ext.languages.templates import Templates
 
 COLOURS = ["red", "green", "blue", "black", "white", "gray", "pink", "brown", "navy", "gold"]
 MAPPING = """

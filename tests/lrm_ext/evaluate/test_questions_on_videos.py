@@ -11,11 +11,12 @@ from llava.errors import ConfigError, DataError
 from llava.images import open_image
 from llava.mm_utils import tokenizer_image_token
 from llava.model.tiles import VIDEO_LAYOUT, Tiling
-from lrm_ext.evaluate.answerer import Request, Templates, load_answerer
+from lrm_ext.evaluate.answerer import load_answerer
 from lrm_ext.evaluate.backends import ServiceAnswerer
 from lrm_ext.evaluate.importing import import_benchmark
-from lrm_ext.evaluate.items import Item, read_items
+from lrm_ext.evaluate.items import Item, Request, read_items
 from lrm_ext.evaluate.runner import run_evaluation
+from lrm_ext.languages.templates import Templates
 
 FRAMES = [f"clip/{number}.png" for number in range(1, 6)]
 MAPPING = """

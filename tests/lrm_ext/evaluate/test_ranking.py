@@ -8,8 +8,10 @@ import torch
 
 from llava.errors import ConfigError, DataError
 from llava.images import open_image
-from lrm_ext.evaluate.answerer import Request, Templates, load_answerer
+from lrm_ext.evaluate.answerer import load_answerer
+from lrm_ext.evaluate.items import Request
 from lrm_ext.evaluate.runner import OptionRanker, run_evaluation
+from lrm_ext.languages.templates import Templates
 
 OPTIONS = ("a red apple", "pear", "a yellow banana on a table")
 

@@ -17,11 +17,10 @@ from typer.testing import CliRunner
 
 from llava.errors import CheckpointError, ConfigError, DataError
 from lrm_ext.cli import app
-from lrm_ext.evaluate.answerer import Answer, Request
 from lrm_ext.evaluate.backends import ServiceAnswerer, choose_backend
 from lrm_ext.evaluate.compare import compare_runs
 from lrm_ext.evaluate.importing import import_benchmark
-from lrm_ext.evaluate.items import limit_items
+from lrm_ext.evaluate.items import Answer, Request, limit_items
 from lrm_ext.evaluate.mapping import find_mapping
 from lrm_ext.evaluate.reading import last_numbers
 from lrm_ext.evaluate.registry import get_benchmark

@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from lrm_ext.evaluate.answerer import Answer
+from lrm_ext.evaluate.items import Answer
 
 MODELS = Path(__file__).parents[2] / "golden" / "llava" / "model"
 QUESTIONS = {

@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 
 from llava.errors import ConfigError, DataError
 from lrm_ext.cli import app
-from lrm_ext.evaluate.answerer import Answer
-from lrm_ext.evaluate.items import Item
+from lrm_ext.evaluate.items import Answer, Item
 from lrm_ext.evaluate.predictions import open_run
 from lrm_ext.evaluate.registry import open_named, write_folder
 from lrm_ext.evaluate.runner import _record

@@ -10,9 +10,11 @@ import torch
 from llava.conversation import ChatConversation, select_conversation
 from llava.errors import DataError, TemplateError
 from lrm_ext.corpus.store import Corpus
-from lrm_ext.evaluate.answerer import Request, Templates, load_answerer
+from lrm_ext.evaluate.answerer import load_answerer
+from lrm_ext.evaluate.items import Request
 from lrm_ext.instructions.inspection import conversation_for
 from lrm_ext.languages import get_language
+from lrm_ext.languages.templates import Templates
 from lrm_ext.mixture.order import Mixture
 from lrm_ext.mixture.spec import MixtureSpec
 from lrm_ext.training.dataset import MixtureDataset, SampleLimits
