@@ -29,15 +29,11 @@ _TWO_APOSTROPHES = (
 )
 
 
-def _without_one(word: str) -> tuple[str, str]:
-    """Returns the word without its first, and without its last apostrophe."""
-    first, last = word.index("'"), word.rindex("'")
-    return word[:first] + word[first + 1 :], word[:last] + word[last + 1 :]
-
-
 CONTRACTIONS: Final[dict[str, str]] = {
     **{word.replace("'", ""): word for word in _ONE_APOSTROPHE.split()},
-    **{spelling: word for word in _TWO_APOSTROPHES.split() for spelling in _without_one(word)},
+    # without the first apostrophe, and without the last
+    **{word.replace("'", "", 1): word for word in _TWO_APOSTROPHES.split()},
+    **{"".join(word.rsplit("'", 1)): word for word in _TWO_APOSTROPHES.split()},
     "let's": "let's",
     "she's": "she's",
     "somebody'd": "somebodyd",

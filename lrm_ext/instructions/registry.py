@@ -26,13 +26,12 @@ from typing import TYPE_CHECKING
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import Sample, Turn
 from llava.errors import ConfigError, DataError
-from lrm_ext.languages.registry import Language, answer_request, get_language
+from lrm_ext.languages.registry import ENGLISH, Language, answer_request, get_language
 
 if TYPE_CHECKING:
     from lrm_ext.corpus.store import CorpusRow
 
 _HUMAN_TURN = re.compile(r"((?:<image>[ \n]?)*)(.*?)((?:[ \n]?<image>)*)", re.DOTALL)
-ENGLISH = "en"
 TO_EN = "to_en"
 FROM_EN = "from_en"
 

@@ -37,7 +37,8 @@ import numpy.typing as npt
 from llava.data.sample import Sample
 from llava.errors import ConfigError
 from lrm_ext.corpus.store import AnyCorpus, Corpus, JoinedCorpus, parts_of
-from lrm_ext.instructions.registry import ENGLISH, get_instruction
+from lrm_ext.instructions.registry import get_instruction
+from lrm_ext.languages.registry import ENGLISH
 from lrm_ext.mixture.spec import MixtureSpec, shares_of
 
 _MASK_64 = (1 << 64) - 1

@@ -14,7 +14,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from llava.errors import ConfigError
-from lrm_ext.instructions.registry import ENGLISH
+from lrm_ext.languages.registry import ENGLISH
 from lrm_ext.mixture.order import EpochPlan, refuse_empty
 from lrm_ext.mixture.spec import MixtureSpec
 

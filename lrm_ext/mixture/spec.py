@@ -40,8 +40,8 @@ import msgspec
 
 from llava.errors import ConfigError
 from llava.files import convert, load_toml
-from lrm_ext.instructions.registry import ENGLISH, get_instruction, list_instructions
-from lrm_ext.languages.registry import canonical_code, canonical_codes, get_language
+from lrm_ext.instructions.registry import get_instruction, list_instructions
+from lrm_ext.languages.registry import ENGLISH, canonical_code, canonical_codes, get_language
 
 # Increase it when the order changes; then older checkpoints are not resumed within an epoch.
 SCHEME_VERSION = 1

@@ -25,7 +25,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.sample import Turn
 from llava.errors import ConfigError
 from lrm_ext.corpus.store import AnyCorpus, num_images, parts_of
-from lrm_ext.instructions.registry import ENGLISH
+from lrm_ext.languages.registry import ENGLISH
 from lrm_ext.training.dataset import EncodedItem
 
 TEMPERATURE = 0.07
