@@ -10,7 +10,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lrm_ext.instructions.registry import get_instruction
 from lrm_ext.languages.grouping import SHORT_TABLE, group_name, table_rows
 from lrm_ext.languages.registry import canonical_code, get_language
 
@@ -227,7 +226,7 @@ def show_sample(
 ) -> None:
     """Print one training sample as text, as prompt, and as token ids and labels."""
     from lrm_ext.emoji.unpack import open_corpus
-    from lrm_ext.instructions import inspection
+    from lrm_ext.instructions import get_instruction, inspection
 
     lang = get_language(canonical_code(lang)).code
     rule = get_instruction(instruction)
