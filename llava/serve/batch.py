@@ -1,9 +1,10 @@
 """Answers several requests with one model at the same time, token by token.
 
-In: requests from any thread, at any time. Out: events for each of them, in order. A request joins
-with a forward pass over its prompt, as it would alone; after that, each pass advances all rows by
-one token. Rows do not see each other: a request gets the answer that it would get alone, up to the
-rounding of sums of a different shape.
+In: requests from any thread, at any time. Out: events for each of them, in order. Requests that
+wait together join together: one pass of the tower over their images, one over their prompts, padded
+on the left; a long prompt takes several passes, between which the others advance. After that, each
+pass advances all rows by one token. Rows do not see each other: a request gets the answer that it
+would get alone, up to the rounding of sums of a different shape.
 
 `KVRows` holds keys and values, one row for each request; `Batch` runs prompts and steps; a
 `Scheduler` is the bounded queue in front, with deadlines and cancellation: `BatchScheduler` drives
@@ -29,12 +30,12 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
 from llava.errors import DataError
+from llava.model.splice import PaddedRows, pad_rows
 from llava.serve.engine import (
     AnswerText,
     Engine,
     GenerationRequest,
     ImageFeatureCache,
-    PreparedImage,
     PreparedRequest,
     Sampler,
 )
@@ -69,8 +70,8 @@ _OFF: dict[str, tuple[Any, ...]] = {
     "num_beams": (None, 1),
 }
 
-# Prompts that join between two steps have at most this many tokens together (a single one may have
-# more), so that running requests do not wait for a crowd of new ones.
+# A pass over prompts has at most this many positions, padding included, so that running requests do
+# not wait for a crowd of new ones, nor for a long prompt.
 JOIN_TOKENS = 2048
 CACHE_BYTES = 256 * 2**20
 
@@ -107,11 +108,13 @@ class KVRows(Cache):
         """Memory of keys and values in bytes."""
         return sum(states.nbytes for states in self._states)
 
-    def join(self, prompt: DynamicCache) -> None:
+    def join(self, prompt: DynamicCache, index: int = 0, start: int = 0) -> None:
         """Adds a row.
 
         Args:
-            prompt: The cache of its prompt, with one row in each layer.
+            prompt: A cache of prompts.
+            index: Which of them joins.
+            start: Where it begins; padding is before it.
         """
         assert self.num_rows < self.max_rows
         if not self._states:
@@ -119,11 +122,11 @@ class KVRows(Cache):
                 layer.keys.new_zeros(2, 0, layer.keys.shape[1], 0, layer.keys.shape[3])
                 for layer in prompt.layers
             ]
-        row, length = self.num_rows, int(prompt.layers[0].keys.shape[2])
+        row, length = self.num_rows, int(prompt.layers[0].keys.shape[2]) - start
         self._reserve(row + 1, length + 1)
         for states, layer in zip(self._states, prompt.layers, strict=True):
-            states[0, row, :, :length] = layer.keys[0]
-            states[1, row, :, :length] = layer.values[0]
+            states[0, row, :, :length] = layer.keys[index, :, start:]
+            states[1, row, :, :length] = layer.values[index, :, start:]
             # The last owner of the row may have left values that are not finite.
             states[:, row, :, length:] = 0
         self.lengths.append(length)
@@ -226,6 +229,7 @@ class Row:
         sampler: Chooses the next token.
         num_prompt_tokens: Positions of the prompt, including images; 0 before the request joins.
         last_id: The last token.
+        joins_alone: Whether it failed together with others.
     """
 
     prepared: PreparedRequest
@@ -234,11 +238,30 @@ class Row:
     sampler: Sampler
     num_prompt_tokens: int = 0
     last_id: int = 0
+    joins_alone: bool = False
 
     @property
     def usage(self) -> tuple[int, int]:
         """Number of tokens of the prompt and of the answer so far."""
         return self.num_prompt_tokens, self.text.num_tokens
+
+
+@dataclass(eq=False)
+class Joining:
+    """Requests whose prompts are being computed, B' rows.
+
+    Attributes:
+        rows: The requests.
+        prompts: Embeddings [B', L, D] of the prompts, their mask and positions [B', L], padded on
+            the left.
+        cache: Keys and values of the first `done` positions.
+        done: Positions that have been computed.
+    """
+
+    rows: list[Row]
+    prompts: PaddedRows
+    cache: DynamicCache
+    done: int = 0
 
 
 class Batch:
@@ -265,15 +288,23 @@ class Batch:
             log.info("requests of different lengths share a step: using sdpa, not flash-attn")
             engine.model.set_attn_implementation("sdpa")
 
-    def has_room(self, row: Row) -> bool:
-        """Returns whether there is room for a request and its longest possible answer."""
-        if len(self.rows) >= self.kv.max_rows:
+    def has_room(self, new: Sequence[Row]) -> bool:
+        """Returns whether there is room for requests and their longest possible answers."""
+        prepared = [row.prepared for row in (*new, *self.rows)]
+        if len(prepared) > self.kv.max_rows:
             return False
         if self.kv.max_positions is None:
             return True
-        prepared = [each.prepared for each in (row, *self.rows)]
         longest = max(each.prompt_len + each.max_new_tokens for each in prepared)
-        return (len(self.rows) + 1) * rounded(longest) <= self.kv.max_positions
+        return len(prepared) * rounded(longest) <= self.kv.max_positions
+
+    @staticmethod
+    def may_join(rows: Sequence[Row]) -> bool:
+        """Returns whether the prompts of requests fit one pass, or there is only one."""
+        if any(row.joins_alone for row in rows):
+            return len(rows) == 1
+        num_positions = len(rows) * max(row.prepared.prompt_len for row in rows)
+        return len(rows) == 1 or num_positions <= JOIN_TOKENS
 
     def prepare(self, request: GenerationRequest, owner: Any) -> Row:
         """Tokenizes a prompt and prepares its images. Thread-safe.
@@ -298,52 +329,94 @@ class Batch:
         return Row(prepared, owner, self._engine.answer_text(prepared), sampler)
 
     @torch.inference_mode()
-    def join(self, row: Row) -> str:
-        """Runs a prompt and adds its request to the batch, unless the first token ends it.
-
-        Returns:
-            The text of the first token.
+    def begin_join(self, rows: Sequence[Row]) -> Joining:
+        """Embeds prompts with their images, for `join`.
 
         Raises:
             Exception: Whatever the model raises; the batch is then unchanged.
         """
-        model = self._engine.model
-        embeds = self._embed(row.prepared)
-        row.prepared.images.clear()
-        row.num_prompt_tokens = embeds.shape[1]
-        cache = DynamicCache(config=model.config)
-        output = model(
-            inputs_embeds=embeds, past_key_values=cache, use_cache=True, logits_to_keep=1
+        self._encode([row.prepared for row in rows])
+        embeds = [self._embed(row.prepared) for row in rows]
+        for row, each in zip(rows, embeds, strict=True):
+            row.num_prompt_tokens = len(each)
+        prompts = pad_rows(embeds, [each.new_empty(len(each)) for each in embeds], "left")
+        return Joining(list(rows), prompts, DynamicCache(config=self._engine.model.config))
+
+    @torch.inference_mode()
+    def join(self, joining: Joining) -> list[tuple[Row, str | Exception]]:
+        """Runs the next positions of prompts; after the last, adds the requests to the batch.
+
+        Returns:
+            Each row with the text of its first token, or with the reason why it alone could not be
+            added; empty while positions remain. Rows whose answer is complete have not been added.
+
+        Raises:
+            Exception: Whatever the model raises; the batch is then unchanged.
+        """
+        prompts, start = joining.prompts, joining.done
+        num_rows, length = prompts.attention_mask.shape
+        end = min(length, start + max(1, JOIN_TOKENS // num_rows))
+        is_padded = not bool(prompts.attention_mask.all())
+        output = self._engine.model(
+            inputs_embeds=prompts.embeds[:, start:end],
+            attention_mask=prompts.attention_mask[:, :end].long() if is_padded else None,
+            position_ids=prompts.position_ids[:, start:end],
+            past_key_values=joining.cache,
+            use_cache=True,
+            logits_to_keep=1,
         )
-        row.last_id = row.sampler.draw(output.logits[0, -1])
-        text = row.text.push(row.last_id)
-        if row.text.finish_reason is None:
-            self.kv.join(cache)
-            self.rows.append(row)
-        return text
+        joining.done = end
+        if end < length:
+            return []
+        logits, found = output.logits[:, -1], []
+        for index, row in enumerate(joining.rows):
+            row.prepared.images.clear()
+            text: str | Exception
+            try:
+                ((_, text),) = self._draw([row], logits[index : index + 1])
+                if row.text.finish_reason is None:
+                    self.kv.join(joining.cache, index, length - row.num_prompt_tokens)
+                    self.rows.append(row)
+            except Exception as error:
+                text = error
+            found.append((row, text))
+        return found
+
+    def _encode(self, requests: Sequence[PreparedRequest]) -> None:
+        """Runs the tower once on all images of requests that have not been encoded."""
+        images = [each for request in requests for each in request.images if not each.is_encoded]
+        new = {each.key: each.tiles for each in images if self.features.get(each.key) is None}
+        if new:
+            model = self._engine.model
+            pixels = torch.cat(list(new.values())).to(device=model.device, dtype=model.dtype)
+            encoded = model.get_vision_tower()(pixels).split([len(tiles) for tiles in new.values()])
+            new = {key: each.clone() for key, each in zip(new, encoded, strict=True)}
+        for image in images:
+            # Another request with the same image may have run in the meantime.
+            found = new[image.key] if image.key in new else self.features.get(image.key)
+            image.tiles, image.is_encoded = found, True
+            self.features.put(image.key, found)
 
     def _embed(self, prepared: PreparedRequest) -> Tensor:
-        """Embeds a prompt with its images: [1, L, D]."""
+        """Embeds a prompt with its encoded images: [L, D]."""
         model = self._engine.model
         ids = prepared.input_ids.to(model.device)
         if not prepared.images:
-            return model.embed_prompts(ids)[0]
-        features = [self._features_of(image) for image in prepared.images]
+            return model.embed_prompts(ids)[0][0]
+        features = [image.tiles for image in prepared.images]
         given: Any = features if self._engine.is_tiled else torch.cat(features)
         sizes = [image.size for image in prepared.images]
-        return model.embed_prompts(ids, image_features=given, image_sizes=sizes)[0]
+        return model.embed_prompts(ids, image_features=given, image_sizes=sizes)[0][0]
 
-    def _features_of(self, image: PreparedImage) -> Tensor:
-        if image.is_encoded:
-            return image.tiles
-        # Another request with the same image may have run in the meantime.
-        features = self.features.get(image.key)
-        if features is None:
-            model = self._engine.model
-            pixels = image.tiles.to(device=model.device, dtype=model.dtype)
-            features = model.get_vision_tower()(pixels)
-            self.features.put(image.key, features)
-        return features
+    def _draw(self, rows: Sequence[Row], logits: Tensor) -> list[tuple[Row, str]]:
+        """Draws the next token of each row from logits [B, V]; returns the rows and new texts."""
+        greedy = logits.argmax(dim=-1).tolist()
+        texts = []
+        for index, row in enumerate(rows):
+            is_greedy = row.sampler.is_greedy
+            row.last_id = greedy[index] if is_greedy else row.sampler.draw(logits[index])
+            texts.append((row, row.text.push(row.last_id)))
+        return texts
 
     @torch.inference_mode()
     def step(self) -> list[tuple[Row, str]]:
@@ -365,13 +438,7 @@ class Batch:
             past_key_values=self.kv,
             use_cache=True,
         )
-        logits = output.logits[:, -1]
-        greedy = logits.argmax(dim=-1).tolist()
-        texts = []
-        for index, row in enumerate(self.rows):
-            is_greedy = row.sampler.is_greedy
-            row.last_id = greedy[index] if is_greedy else row.sampler.draw(logits[index])
-            texts.append((row, row.text.push(row.last_id)))
+        texts = self._draw(self.rows, output.logits[:, -1])
         for row, _ in texts:
             if row.text.finish_reason is not None:
                 self.leave(row)
@@ -585,6 +652,7 @@ class BatchScheduler(Scheduler):
     def __post_init__(self) -> None:
         self.batch = Batch(self.engine, self.max_running, self.cache_bytes, self.max_kv_tokens)
         self._waiting: deque[Row] = deque()
+        self._joining: Joining | None = None
         self._thread = threading.Thread(target=self._run, name="batch", daemon=True)
         self._thread.start()
 
@@ -610,8 +678,11 @@ class BatchScheduler(Scheduler):
             self._admit()
             self._step()
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self.batch.rows or self._is_closed)
-        self._fail([*self._waiting, *self.batch.clear()], self._stopped())
+                self._changed.wait_for(
+                    lambda: self._waiting or self._joining or self.batch.rows or self._is_closed
+                )
+        joining = self._joining.rows if self._joining else []
+        self._fail([*self._waiting, *joining, *self.batch.clear()], self._stopped())
 
     def _drop_ended(self) -> None:
         """Drops requests that were cancelled or have taken too long."""
@@ -625,21 +696,42 @@ class BatchScheduler(Scheduler):
         self._fail(ended, self._too_late())
 
     def _admit(self) -> None:
-        """Adds waiting requests to the batch while there is room."""
-        num_tokens = 0
-        while num_tokens < JOIN_TOKENS:
+        """Runs one pass over prompts: the rest of those that join now, or those that wait."""
+        rows = self._joining.rows if self._joining else self._next_rows()
+        if not rows:
+            return
+        try:
+            self._joining = self._joining or self.batch.begin_join(rows)
+            joined = self.batch.join(self._joining)
+        except Exception as error:
+            self._joining = None
+            if len(rows) == 1:
+                self._fail(rows, error)
+                return
+            # It may be the fault of one of them.
+            for row in rows:
+                row.joins_alone = True
             with self._changed:
-                # In order: a long request would wait for ever if short ones overtook it.
-                if not self._waiting or not self.batch.has_room(self._waiting[0]):
-                    return
-                row = self._waiting.popleft()
-            try:
-                text = self.batch.join(row)
-            except Exception as error:
-                self._fail([row], error)
-            else:
-                num_tokens += row.num_prompt_tokens
-                self._hand_over(row, text)
+                self._waiting.extendleft(reversed(rows))
+        else:
+            self._joining = None if joined else self._joining
+            for row, text in joined:
+                if isinstance(text, Exception):
+                    self._fail([row], text)
+                else:
+                    self._hand_over(row, text)
+
+    def _next_rows(self) -> list[Row]:
+        """Takes the waiting requests that join next, in order, while there is room."""
+        rows: list[Row] = []
+        with self._changed:
+            # In order: a long request would wait for ever if short ones overtook it.
+            while self._waiting:
+                more = [*rows, self._waiting[0]]
+                if not (self.batch.may_join(more) and self.batch.has_room(more)):
+                    break
+                rows.append(self._waiting.popleft())
+        return rows
 
     def _step(self) -> None:
         try:

@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -162,12 +163,15 @@ def test_tiled_pictures_in_a_batch(anyres_engine, scheduler, pictures, monkeypat
     requests = requests_of(pictures, 8)
     alone = [text_alone(anyres_engine, request) for request in requests]
     tower = anyres_engine.model.get_vision_tower()
-    forward, calls = tower.forward, []
-    monkeypatch.setattr(tower, "forward", lambda pixels: calls.append(1) or forward(pixels))
+    forward, tiles = tower.forward, []
+    monkeypatch.setattr(tower, "forward", lambda pixels: tiles.extend(pixels) or forward(pixels))
     running = scheduler(engine=anyres_engine)
     for _ in range(2):  # the second time from the cache of features
         assert [text_of(e) for e in answer_all(running, requests)] == alone
-    assert len(calls) == 5  # once for each image, and for the two that are squares in one prompt
+    # once for each image in tiles, and for the two that are squares in one prompt
+    images = [image for request in requests for image in anyres_engine.prepare(request).images]
+    once = {(image.tiles.sum().item(), len(image.tiles)): len(image.tiles) for image in images}
+    assert len(tiles) == sum(once.values())
 
 
 def test_usage_counts_pictures(engine, scheduler, pictures):
@@ -317,6 +321,93 @@ def test_a_failing_step_fails_its_requests_only(scheduler, monkeypatch):
         assert isinstance(list(events_of(running, request))[-1].error, torch.OutOfMemoryError)
     assert len(calls) == 1
     assert text_of(events_of(running, request)) == good
+
+
+class Fed:
+    """A scheduler's queue, filled before it runs: all requests arrive together."""
+
+    def __init__(self, scheduler, requests, cancelled=()):
+        self.events = [queue.SimpleQueue() for _ in requests]
+        with scheduler._changed:  # held, so that the thread sees all of them at once
+            for index, (request, events) in enumerate(zip(requests, self.events, strict=True)):
+                ticket = Ticket(request, events.put)
+                if index in cancelled:
+                    ticket.cancelled.set()
+                scheduler.submit(ticket)
+
+    def answers(self):
+        found = []
+        for events in self.events:
+            text = ""
+            while not (event := events.get(timeout=60)).is_last:
+                text += event.text
+            found.append(event.error or text + event.text)
+        return found
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_those_who_arrive_together_share_tower_and_prompt(
+    tiled, engine, anyres_engine, scheduler, pictures, monkeypatch
+):
+    engine = anyres_engine if tiled else engine
+    requests = requests_of(pictures, 12)
+    alone = [text_alone(engine, request) for request in requests]
+    tower, model, passes = engine.model.get_vision_tower(), type(engine.model), []
+    encode, forward = tower.forward, model.forward
+    monkeypatch.setattr(tower, "forward", lambda x: passes.append("tower") or encode(x))
+
+    def watched(self, *args, **kwargs):
+        passes.append("prompt" if kwargs.get("inputs_embeds") is not None else "step")
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", watched)
+    found = Fed(scheduler(engine=engine), requests, cancelled=[4]).answers()
+    assert isinstance(found[4], Unanswered)
+    assert found[:4] + found[5:] == alone[:4] + alone[5:]
+    assert passes[:2] == ["tower", "prompt"]
+    assert passes.count("tower") == passes.count("prompt") == 1
+
+
+def test_a_faulty_request_fails_alone_among_those_it_arrived_with(
+    engine, scheduler, pictures, monkeypatch
+):
+    requests = requests_of(pictures, 6)
+    alone = [text_alone(engine, request) for request in requests]
+    running, tower = scheduler(), engine.model.get_vision_tower()
+    forward, draw = tower.forward, Sampler.draw
+    bad = engine.prepare(requests[1]).images[0].tiles  # no other request of these has it alone
+
+    def burn(pixels):
+        if any(torch.equal(each, bad[0]) for each in pixels):
+            raise RuntimeError("the tower burns")
+        return forward(pixels)
+
+    monkeypatch.setattr(tower, "forward", burn)
+    monkeypatch.setattr(Sampler, "draw", lambda self, logits: draw(self, logits * torch.nan))
+    sampled = replace(requests[0], temperature=1.0)  # the others are greedy
+    *found, no_chances = Fed(running, [*requests, sampled]).answers()
+    is_hit = [any(image is pictures[1] for image in request.images) for request in requests]
+    assert any(is_hit) and not all(is_hit)
+    for text, expected, hit in zip(found, alone, is_hit, strict=True):
+        assert isinstance(text, RuntimeError) if hit else text == expected
+    assert isinstance(no_chances, RuntimeError)
+    assert running.drain(10)
+
+
+def test_a_long_prompt_joins_in_passes_between_which_others_advance(
+    engine, scheduler, pictures, monkeypatch
+):
+    monkeypatch.setattr(batch_module, "JOIN_TOKENS", 16)
+    requests = requests_of(pictures, 8)
+    alone = [text_alone(engine, request) for request in requests]
+    running, passes = scheduler(), []
+    join, step = running.batch.join, running.batch.step
+    monkeypatch.setattr(running.batch, "join", lambda x: passes.append("join") or join(x))
+    monkeypatch.setattr(running.batch, "step", lambda: passes.append("step") or step())
+    assert Fed(running, requests).answers() == alone
+    assert passes.count("join") > len(requests)  # most take several
+    started = passes[passes.index("step") :]
+    assert ("join", "join") not in pairwise(started)
 
 
 def test_a_failing_prompt_fails_its_request_only(engine, scheduler, pictures, monkeypatch):
