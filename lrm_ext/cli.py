@@ -106,6 +106,9 @@ lrm_ext.corpus.commands.app.command("score")(lrm_ext.translate.commands.score)
 def demo(
     model: str = typer.Option("runs/mini", help="Checkpoint folder, or a name on the Hub."),
     model_base: str = typer.Option("", help="Base model of a LoRA or projector-only checkpoint."),
+    base_url: str = typer.Option(
+        "", help="Service with OpenAI's API, e.g. http://127.0.0.1:8000/v1; replaces --model."
+    ),
     compare_with: str = typer.Option("", help="Another checkpoint, to compare side by side."),
     port: int = typer.Option(7860, help="Port of the page."),
     api_port: int = typer.Option(0, help="Port of an OpenAI-compatible API, e.g. 8000; 0: none."),
@@ -125,6 +128,7 @@ def demo(
         DemoOptions(
             model=model,
             model_base=model_base or None,
+            base_url=base_url or None,
             compare_with=compare_with or None,
             port=port,
             api_port=api_port or None,

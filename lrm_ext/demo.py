@@ -219,6 +219,7 @@ class DemoOptions:
     Attributes:
         model: Checkpoint folder or Hub name.
         model_base: Base model of a LoRA or projector-only checkpoint.
+        base_url: Address of a service with OpenAI's API, whose model answers in place of `model`.
         compare_with: Another checkpoint to compare with; None for none.
         port: Port of the page.
         api_port: Port of the OpenAI-compatible API; None for no API.
@@ -232,6 +233,7 @@ class DemoOptions:
 
     model: str
     model_base: str | None = None
+    base_url: str | None = None
     compare_with: str | None = None
     port: int = 7860
     api_port: int | None = None
@@ -258,7 +260,7 @@ class Demo:
         """Starts one part.
 
         Args:
-            role: `controller`, `worker`, `page` or `api`.
+            role: A key of `ROLES`.
             arguments: Flags of the part.
 
         Returns:
@@ -350,19 +352,24 @@ def start_parts(demo: Demo, options: DemoOptions) -> str:
     controller_port = free_port()
     controller = f"http://{LOOPBACK}:{controller_port}"
     demo.start("controller", "--host", LOOPBACK, "--port", str(controller_port))
-    for model, base in ((options.model, options.model_base), (options.compare_with, None)):
-        if model:
-            port = free_port()
-            demo.start(
-                "worker",
-                *("--host", LOOPBACK, "--port", str(port)),
-                *("--worker-address", f"http://{LOOPBACK}:{port}"),
-                *("--controller-address", controller, "--device", options.device),
-                *("--model-path", model),
-                *("--limit-model-concurrency", str(CONCURRENCY)),
-                *("--drain-timeout", str(WORKER_DRAIN_S)),
-                *(("--model-base", base) if base else ()),
-            )
+    local = ("--device", options.device, "--model-path")
+    base = ("--model-base", options.model_base) if options.model_base else ()
+    models: list[tuple[str, ...]] = [("worker", *local, options.model, *base)]
+    if options.base_url:
+        models = [("service", "--base-url", options.base_url)]
+    if options.compare_with:
+        models.append(("worker", *local, options.compare_with))
+    for role, *flags in models:
+        port = free_port()
+        demo.start(
+            role,
+            *("--host", LOOPBACK, "--port", str(port)),
+            *("--worker-address", f"http://{LOOPBACK}:{port}"),
+            *("--controller-address", controller),
+            *("--limit-model-concurrency", str(CONCURRENCY)),
+            *("--drain-timeout", str(WORKER_DRAIN_S)),
+            *flags,
+        )
     demo.start(
         "page",
         *("--host", options.host, "--port", str(options.port), "--controller-url", controller),
@@ -435,12 +442,12 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> None:
         ConfigError: A port is in use, or a part stopped.
     """
     console = console or Console()
-    check_model_path(options.model)
+    if not options.base_url:
+        check_model_path(options.model)
     if options.compare_with:
         check_model_path(options.compare_with)
-        if get_model_name_from_path(options.compare_with) == get_model_name_from_path(
-            options.model
-        ):
+        names = [get_model_name_from_path(path) for path in (options.model, options.compare_with)]
+        if not options.base_url and names[0] == names[1]:
             raise ConfigError(
                 f"--model {options.model} and --compare-with {options.compare_with} have the same "
                 "name; rename one of the folders, so that the page can tell them apart"
@@ -451,7 +458,7 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> None:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends it as Ctrl-C does
     try:
-        with console.status(f"loading {options.model} (Ctrl-C stops)"):
+        with console.status(f"loading {options.base_url or options.model} (Ctrl-C stops)"):
             controller = start_parts(demo, options)
             model = wait_until_ready(demo, options, controller)
         page, api = options.address(options.port), options.address(options.api_port)
@@ -482,6 +489,7 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> None:
 ROLES = {
     "controller": "controller",
     "worker": "model_worker",
+    "service": "openai_worker",
     "page": "gradio_web_server",
     "api": "openai_api",
 }

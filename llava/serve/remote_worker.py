@@ -1,8 +1,8 @@
 """The base of workers that pass requests on to another engine.
 
 In: an asynchronous stream of texts from a subclass, each the answer so far. Out: LLaVA's protocol.
-Engines get token ids, because LLaVA tokenises the text between images separately, and no prompt
-text makes every engine do the same.
+Engines that take token ids get them, because LLaVA tokenises the text between images separately,
+and no prompt text makes every engine do the same.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class RemoteWorker(WorkerBase):
         worker_id: Short random name for logs.
         no_register: Do not register with the controller.
         model_name: Name to serve the model under; LLaVA's rule shortens a path.
-        model_path: The exported checkpoint, whose tokenizer and template are used.
+        model_path: The exported checkpoint, whose tokenizer and template are used; None if the
+            engine applies its own, and the subclass sets `details`.
         limit_model_concurrency: Maximum number of requests that are passed on at the same time.
 
     Raises:
@@ -55,14 +56,15 @@ class RemoteWorker(WorkerBase):
         worker_id: str,
         no_register: bool,
         model_name: str,
-        model_path: str,
+        model_path: str | None,
         limit_model_concurrency: int,
     ) -> None:
         super().__init__(controller_addr, worker_addr, worker_id, no_register)
         self.model_name = get_model_name_from_path(model_name)
-        self.tokenizer = load_tokenizer(model_path)
-        image_token_id(self.tokenizer)
-        self.details = {"conversation": read_conversation(model_path)}
+        if model_path is not None:
+            self.tokenizer = load_tokenizer(model_path)
+            image_token_id(self.tokenizer)
+            self.details = {"conversation": read_conversation(model_path)}
         self.num_requests = 0
         self._max_requests = limit_model_concurrency + DEFAULT_WAITING
         self._places = asyncio.Semaphore(limit_model_concurrency)

@@ -160,6 +160,21 @@ def test_check_asks_one_question(tmp_path):
     assert parts_of(tmp_path) == []
 
 
+def test_a_service_answers_in_place_of_a_model(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(Demo, "start", lambda self, *flags: started.append(flags))
+    options = DemoOptions("m", base_url="http://s/v1", compare_with="b", log_dir=tmp_path)
+    demo.start_parts(Demo(tmp_path), options)
+    roles = {flags[0]: dict(zip(flags[1::2], flags[2::2], strict=True)) for flags in started}
+    assert list(roles) == ["controller", "service", "worker", "page"]
+    assert roles["service"]["--base-url"] == "http://s/v1"
+    assert roles["worker"]["--model-path"] == "b"
+    for role, *flags in started[1:3]:  # they are flags of its module
+        demo.import_module(f"llava.serve.{demo.ROLES[role]}").build_parser().parse_args(flags)
+    with pytest.raises(ConfigError, match="no service with OpenAI's API answers"):
+        demo.run_part("service", ["--port", str(demo.free_port()), "--base-url", "http://[::1]:1"])
+
+
 def test_missing_model_and_taken_port_are_said_at_once(tmp_path):
     with pytest.raises(CheckpointError, match="no model folder"):
         run_demo(DemoOptions(str(tmp_path / "none"), log_dir=tmp_path))

@@ -15,10 +15,10 @@ from fastapi import FastAPI, Request
 from PIL import Image
 from starlette.responses import StreamingResponse
 
-from llava.conversation import conversation_to_dict, get_conversation
+from llava.conversation import conversation_from_dict, conversation_to_dict, get_conversation
 from llava.errors import CheckpointError, ConfigError
 from llava.mm_utils import tokenizer_image_token
-from llava.serve import protocol, remote_worker, sglang_worker, vllm_worker
+from llava.serve import openai_worker, protocol, remote_worker, sglang_worker, vllm_worker
 from llava.serve.check import find_problems, main
 from llava.serve.model_worker import create_app
 
@@ -151,6 +151,68 @@ def test_sglang_worker_reads_the_tokenizer_where_it_is_told(sglang, exported, tm
     assert worker.model_name == "llava-v1.5-tiny"
     with pytest.raises(CheckpointError, match="nowhere"):
         sglang_worker.ModelWorker("", "", sglang[0], "test", True, None, model_path="/nowhere")
+
+
+@pytest.fixture
+def service(start):
+    """A stand-in for a service with OpenAI's API; returns its address and the requests it got."""
+    app, bodies = FastAPI(), []
+
+    @app.get("/v1/models")
+    def models():
+        return {"object": "list", "data": [{"id": "org/llava-x"}, {"id": "other"}]}
+
+    @app.post("/v1/chat/completions")
+    async def complete(request: Request):
+        bodies.append(await request.json())
+
+        async def stream():
+            for text in (" Žl", "", "utá"):
+                choices = [{"index": 0, "delta": {"content": text}}]
+                yield f"data: {json.dumps({'id': '1', 'choices': choices})}\n\n".encode()
+            yield b'data: {"id": "1", "choices": []}\n\ndata: [DONE]\n\n'
+
+        return StreamingResponse(stream(), media_type="text/event-stream")
+
+    return start(app) + "/v1", bodies
+
+
+def test_openai_worker_speaks_the_protocol(service, start, picture):
+    worker = openai_worker.OpenAIWorker("", "", service[0], "test", True, None, 4)
+    address = start(create_app(worker))
+    status = protocol.get_worker_status(address)
+    assert status["model_names"] == ["llava-x"]
+    conv = conversation_from_dict(status["conversation"])
+    user, assistant = conv.roles
+    for role, text in ((user, "Co\nje to?"), (assistant, "Kolo."), (user, "<image>\nA toto?")):
+        conv.append_message(role, text)
+    conv.append_message(assistant, None)
+    prompt, image = conv.get_prompt(), encoded(picture)
+    body = {"prompt": prompt, "images": [image], "temperature": 0, "stop": conv.sep, "top_p": 0.5}
+    chunks = list(protocol.stream_generation(address, body))
+    assert [chunk["text"] for chunk in chunks] == [prompt + text for text in ("Žl", "Žlutá")]
+    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + image}}
+    assert service[1] == [
+        {
+            "model": "org/llava-x", "stream": True, "max_tokens": 256,
+            "temperature": 0, "top_p": 0.5,
+            "messages": [
+                {"role": "user", "content": "Co\nje to?"},
+                {"role": "assistant", "content": "Kolo."},
+                {"role": "user", "content": [part, {"type": "text", "text": "A toto?"}]},
+            ],
+        }
+    ]  # fmt: skip
+    refused = list(protocol.stream_generation(address, {"prompt": "USER: A? ASSISTANT:"}))
+    assert (refused[0]["error_code"], refused[0]["kind"]) == (1, "invalid_request")
+    assert "in the template" in refused[0]["reason"]
+
+
+def test_openai_worker_says_what_its_service_lacks(service, free_address):
+    with pytest.raises(ConfigError, match="no service with OpenAI's API answers"):
+        openai_worker.OpenAIWorker("", "", free_address, "test", True, None, 4)
+    with pytest.raises(ConfigError, match="'other'.*expected third"):
+        openai_worker.OpenAIWorker("", "", service[0], "test", True, "third", 4)
 
 
 def test_a_checkpoint_that_was_not_exported_is_refused(vllm, golden_dir):
