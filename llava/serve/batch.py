@@ -117,14 +117,15 @@ class KVRows(Cache):
             start: Where it begins; padding is before it.
         """
         assert self.num_rows < self.max_rows
+        layers: Any = prompt.layers
         if not self._states:
             self._states = [
                 layer.keys.new_zeros(2, 0, layer.keys.shape[1], 0, layer.keys.shape[3])
-                for layer in prompt.layers
+                for layer in layers
             ]
-        row, length = self.num_rows, int(prompt.layers[0].keys.shape[2]) - start
+        row, length = self.num_rows, int(layers[0].keys.shape[2]) - start
         self._reserve(row + 1, length + 1)
-        for states, layer in zip(self._states, prompt.layers, strict=True):
+        for states, layer in zip(self._states, layers, strict=True):
             states[0, row, :, :length] = layer.keys[index, :, start:]
             states[1, row, :, :length] = layer.values[index, :, start:]
             # The last owner of the row may have left values that are not finite.
@@ -385,28 +386,32 @@ class Batch:
     def _encode(self, requests: Sequence[PreparedRequest]) -> None:
         """Runs the tower once on all images of requests that have not been encoded."""
         images = [each for request in requests for each in request.images if not each.is_encoded]
-        new = {each.key: each.tiles for each in images if self.features.get(each.key) is None}
+        # Another request with the same image may have run in the meantime.
+        found: dict[str, Any] = {each.key: self.features.get(each.key) for each in images}
+        new = {each.key: each.tiles for each in images if found[each.key] is None}
         if new:
             model = self._engine.model
             pixels = torch.cat(list(new.values())).to(device=model.device, dtype=model.dtype)
             encoded = model.get_vision_tower()(pixels).split([len(tiles) for tiles in new.values()])
-            new = {key: each.clone() for key, each in zip(new, encoded, strict=True)}
+            for key, features in zip(new, encoded, strict=True):
+                found[key] = features.clone()  # the others may be forgotten before it
+                self.features.put(key, found[key])
         for image in images:
-            # Another request with the same image may have run in the meantime.
-            found = new[image.key] if image.key in new else self.features.get(image.key)
-            image.tiles, image.is_encoded = found, True
-            self.features.put(image.key, found)
+            image.tiles, image.is_encoded = found[image.key], True
 
     def _embed(self, prepared: PreparedRequest) -> Tensor:
         """Embeds a prompt with its encoded images: [L, D]."""
         model = self._engine.model
+        embeds: Tensor
         ids = prepared.input_ids.to(model.device)
         if not prepared.images:
-            return model.embed_prompts(ids)[0][0]
+            ((embeds,), _) = model.embed_prompts(ids)
+            return embeds
         features = [image.tiles for image in prepared.images]
         given: Any = features if self._engine.is_tiled else torch.cat(features)
         sizes = [image.size for image in prepared.images]
-        return model.embed_prompts(ids, image_features=given, image_sizes=sizes)[0][0]
+        ((embeds,), _) = model.embed_prompts(ids, image_features=given, image_sizes=sizes)
+        return embeds
 
     def _draw(self, rows: Sequence[Row], logits: Tensor) -> list[tuple[Row, str]]:
         """Draws the next token of each row from logits [B, V]; returns the rows and new texts."""
