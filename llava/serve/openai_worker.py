@@ -109,7 +109,9 @@ class OpenAIWorker(RemoteWorker):
             limit_model_concurrency,
         )  # fmt: skip
         self.details = {"conversation": conversation_to_dict(TEMPLATE, "openai")}
-        self._service: Any = openai.AsyncOpenAI(base_url=base_url, api_key=key, timeout=READ_TIMEOUT_S)
+        self._service: Any = openai.AsyncOpenAI(
+            base_url=base_url, api_key=key, timeout=READ_TIMEOUT_S
+        )
 
     async def texts(self, params: dict[str, Any]) -> AsyncGenerator[str, None]:
         """Yields the answer so far whenever it has grown."""
