@@ -28,6 +28,7 @@ def score_benchmark(
     lang: str,
     mode: str | None = None,
     allow_missing: bool = False,
+    english: Sequence[Item] = (),
 ) -> ScoreReport:
     """Scores answers that are in no file.
 
@@ -38,13 +39,14 @@ def score_benchmark(
         lang: The language of the questions.
         mode: How to read answers; by default the kind's own for English, `local` otherwise.
         allow_missing: Count questions without an answer as wrong.
+        english: The same questions in English, where they are at hand.
 
     Raises:
         ConfigError: The mode or language is unknown.
         DataError: The questions are not as the benchmark needs them, or one has no answer.
     """
     answered = Answered(tuple(items), texts, lang)
-    reading = reading_of(lang, items)
+    reading = reading_of(lang, items, english)
     return RunResult(kind.name, kind, answered, lambda: reading, excused=allow_missing).score(mode)
 
 

@@ -233,7 +233,7 @@ def _samples(result: RunResult, report: ScoreReport) -> Iterable[str]:
             "doc_id": number,
             "input": item.text,
             "target": item.answer,
-            "filtered_resps": [text],
+            "filtered_resps": text,
             "doc_hash": hashlib.sha256(doc.encode()).hexdigest(),
             "mode": mode,
             **_entries(result.kind.name, item, text, by_key[item.question_id]),
@@ -445,11 +445,15 @@ _TEXTS: Final = (
     "translation", "engine",
 )  # fmt: skip
 _LISTS: Final = ("options", "answers")
+# Those of the same question in English: a model that answers in English is read by them.
+_ENGLISH_LISTS: Final = ("english_options", "english_answers")
 _ROWS_PER_GROUP: Final = 256
 _MAX_NEW_TOKENS: Final = 32
 
 _UTILS: Final = Template(
     '''"""Prompts and scores $name; written by `lrm export benchmark`."""
+
+from dataclasses import replace
 
 from llava.images import apply_orientation, to_rgb
 from lrm_ext.evaluate.items import Item
@@ -486,16 +490,19 @@ def aggregate(answers):
     Questions that `--limit` leaves out do not count, except for the other half of an MME pair and
     rotations of MMBench below the highest one that was asked: these count as wrong.
     """
-    items, texts = [], {}
+    items, english, texts = [], [], {}
     for answer in answers:
         record = dict(answer["record"], image=answer["record"]["image_path"])
         item = Item.from_record(record, "lmms-eval")
         items.append(item)
         texts[item.question_id] = answer["text"]
+        if record["english_answers"]:
+            options, answers = record["english_options"], record["english_answers"]
+            english.append(replace(item, options=tuple(options), answers=tuple(answers)))
     kind = get_kind(KIND)
     items += kind.skipped(items)
     return score_benchmark(
-        kind, items, texts, lang=items[0].lang, allow_missing=True
+        kind, items, texts, lang=items[0].lang, allow_missing=True, english=english
     ).headline
 '''
 )
@@ -526,10 +533,10 @@ def _schema() -> pa.Schema:
     """Returns the columns, with the note by which `datasets` decodes `image`."""
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     fields = [("image", image), *((name, pa.string()) for name in _TEXTS)]
-    fields += [(name, pa.list_(pa.string())) for name in _LISTS]
+    fields += [(name, pa.list_(pa.string())) for name in (*_LISTS, *_ENGLISH_LISTS)]
     text = {"dtype": "string", "_type": "Value"}
     features: dict[str, Any] = {"image": {"_type": "Image"}, **dict.fromkeys(_TEXTS, text)}
-    features |= dict.fromkeys(_LISTS, {"feature": text, "_type": "Sequence"})
+    features |= dict.fromkeys((*_LISTS, *_ENGLISH_LISTS), {"feature": text, "_type": "Sequence"})
     note = json.dumps({"info": {"features": features}})
     return pa.schema(fields, metadata={"huggingface": note})
 
@@ -567,6 +574,8 @@ def export_dataset(
             f"({', '.join(several[:_NUM_SHOWN])}); a row of the dataset has one"
         )
     schema = _schema()
+    has_english = benchmark.path(ENGLISH).is_file()
+    english = {i.question_id: i for i in benchmark.read(ENGLISH)} if has_english else {}
     for lang, items in questions.items():
         path = out / "data" / lang / "test-00000-of-00001.parquet"
         path.parent.mkdir(parents=True)
@@ -574,7 +583,7 @@ def export_dataset(
         with pq.ParquetWriter(path, schema) as writer:
             for start in range(0, len(items), _ROWS_PER_GROUP):
                 some = items[start : start + _ROWS_PER_GROUP]
-                rows = list(_rows(benchmark, some, made))
+                rows = list(_rows(benchmark, some, made, {} if lang == ENGLISH else english))
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema))
     write_atomically(out / CARD, _card(benchmark, questions, licence))
     return chosen
@@ -591,7 +600,10 @@ def _made(benchmark: Benchmark, lang: str) -> dict[str, tuple[str, str]]:
 
 
 def _rows(
-    benchmark: Benchmark, items: Sequence[Item], made: dict[str, tuple[str, str]]
+    benchmark: Benchmark,
+    items: Sequence[Item],
+    made: dict[str, tuple[str, str]],
+    english: Mapping[str, Item],
 ) -> Iterator[dict[str, Any]]:
     for item in items:
         status, engine = made.get(item.question_id, ("", ""))
@@ -599,7 +611,11 @@ def _rows(
         row: dict[str, Any] = {"image": {"bytes": path.read_bytes(), "path": path.name}}
         row |= {"image_path": item.image_name, "translation": status, "engine": engine}
         row |= {name: getattr(item, name) for name in _TEXTS if name not in row}
-        yield row | {name: list(getattr(item, name)) for name in _LISTS}
+        row |= {name: list(getattr(item, name)) for name in _LISTS}
+        same = english.get(item.question_id)
+        row["english_options"] = list(same.options) if same else []
+        row["english_answers"] = list(same.answers or (same.answer,)) if same else []
+        yield row
 
 
 def _card(benchmark: Benchmark, questions: dict[str, list[Item]], licence: str) -> str:

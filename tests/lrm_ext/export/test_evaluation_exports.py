@@ -109,7 +109,7 @@ def test_lmms_eval_samples_and_replay(run, tmp_path):
     (samples,) = out.glob("a_model/*_samples_mm_lrm_cs.jsonl")
     rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
     assert [row["doc_id"] for row in rows] == [0, 1, 2, 3]
-    assert [row["filtered_resps"] for row in rows] == [[text] for text in TEXTS]
+    assert [row["filtered_resps"] for row in rows] == TEXTS  # texts, as lmms-eval 0.7 writes them
     assert rows[1]["submission"]["index"] == 1_000_000
     assert (rows[1]["submission"]["A"], rows[1]["target"]) == ("hruška", "A")
     (results,) = out.glob("a_model/*_results.json")
@@ -284,14 +284,26 @@ class Tasks(yaml.SafeLoader):
 Tasks.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
 
 
-def test_task_files_give_our_score(folder, run, tmp_path):
+@pytest.mark.parametrize("texts", [TEXTS, ["B", "A", "pear", "pear"]])
+def test_task_files_give_our_score(folder, tmp_path, texts):
     datasets = pytest.importorskip("datasets")
+    # an answer in English is right only to who knows the options in English
+    english = [
+        replace(
+            item, lang="en",
+            options=tuple({"jablko": "apple", "hruška": "pear"}[o] for o in item.options),
+        )
+        for item in questions()
+    ]  # fmt: skip
+    write_folder(folder, "mmbench", "en", english, tmp_path / "pictures", tmp_path / "x.tsv")
+    run = answer(folder, "cs", questions(), texts, tmp_path / "run")
+    expected = 50.0 if texts is TEXTS else 100.0
     invoke("benchmark", folder, "--to", "hf", "--out", tmp_path / "hf")
     args = ("--to", "lmms-eval", "--out", tmp_path / "tasks", "--dataset", tmp_path / "hf")
     invoke("benchmark", folder, *args)
     task = yaml.load((tmp_path / "tasks" / "mm_lrm_cs.yaml").read_text(), Tasks)
     group = yaml.safe_load((tmp_path / "tasks" / "mm_lrm.yaml").read_text())
-    assert group["task"] == [task["task"]] == ["mm_lrm_cs"]
+    assert group["task"] == [task["task"], "mm_lrm_en"] == ["mm_lrm_cs", "mm_lrm_en"]
     spec = importlib.util.spec_from_file_location("utils", tmp_path / "tasks" / "utils.py")
     utils = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(utils)
@@ -310,13 +322,13 @@ def test_task_files_give_our_score(folder, run, tmp_path):
     (metric,) = task["metric_list"]
     kept = [
         call(task["process_results"], doc, [text])[metric["metric"]]
-        for doc, text in zip(docs, TEXTS, strict=True)
+        for doc, text in zip(docs, texts, strict=True)
     ]
     report = score_file("mmbench", run / "predictions" / "mm.cs.jsonl")
-    assert call(metric["aggregation"], kept) == report.headline == 50.0
+    assert call(metric["aggregation"], kept) == report.headline == expected
     # of answers alone only gaps are known: a later rotation may not exist, an earlier one must
     assert call(metric["aggregation"], kept[:1]) == 100.0
-    assert call(metric["aggregation"], kept[1:]) == 0.0
+    assert call(metric["aggregation"], kept[1:]) == expected - 50
     invoke("predictions", run, "--to", "lmms-eval", "--out", tmp_path / "logs")
     (replay,) = (tmp_path / "logs" / "replay").iterdir()
     assert json.loads(replay.read_text(encoding="utf-8"))["model_configs"]["task"] == task["task"]
