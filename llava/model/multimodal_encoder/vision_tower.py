@@ -239,9 +239,10 @@ class VisionTower(ImageEncoder):
         self.family = family_of(model_type or "clip_vision_model")
         self.deviation = deviation_of(args, self.family)
         self.cfg_only = self._vision_config()
+        # first: a model without hidden states needs no image processor to be refused
+        self.check_selection()
         self._side = self._image_side()
         self._num_prefix = self._measure() if self.family is None else self._known_prefix()
-        self.check_selection()
         self._check_num_tokens(getattr(args, NUM_TOKENS_KEY, None))
         if self.family is not None and self.family.old_level:
             self.register_load_state_dict_pre_hook(accept_old_level)

@@ -261,6 +261,11 @@ def test_settings_that_do_not_fit(folders, names, changes, message):
         build_vision_tower(arguments("+".join(places), **changes), delay_load=True)
 
 
+RESNET = (
+    "(?s)a 'resnet' model has no num_hidden_layers, so it has no hidden states.*towers that work"
+)
+
+
 def convnext():
     return hf.ConvNextConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], image_size=32)
 
@@ -277,12 +282,20 @@ def swin():
         (swin, "(?s)hidden states.*towers that work"),
         (lambda: hf.Siglip2VisionConfig(**SIZES), "name a fixed size of SigLIP 2"),
         (lambda: hf.BertConfig(), "(?s)cannot encode images.*towers that work: CLIP"),
+        (hf.EfficientNetConfig, "EfficientNetModel has no list of .* so it has no hidden states"),
+        (hf.ResNetConfig, RESNET),
     ],
 )
 def test_models_that_are_no_towers(tmp_path, folders, config, message):
     config().save_pretrained(tmp_path)
     shutil.copy(folders["vit"] / "preprocessor_config.json", tmp_path)
     with pytest.raises(ConfigError, match=message):
+        build_vision_tower(arguments(tmp_path), delay_load=True)
+
+
+def test_what_a_tower_lacks_is_said_before_its_processor_is_asked_for(tmp_path):
+    hf.ResNetConfig().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=RESNET):
         build_vision_tower(arguments(tmp_path), delay_load=True)
 
 
