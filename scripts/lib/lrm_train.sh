@@ -121,7 +121,9 @@ prepare_inputs() {
       "(docs/data.md)"
   fi
   for path in "$(flag_value --model_name_or_path)" "$(flag_value --vision_tower)"; do
-    if [[ $path == playground/models/* && ! -d $path ]]; then
+    if [[ $path == playground/models/smollm2 && ! -d $path ]]; then
+      lacks "$path is not there: fetch it with: pip install gguf && python scripts/get_smollm2.py"
+    elif [[ $path == playground/models/* && ! -d $path ]]; then
       lacks "$path is not there: make it with: lrm mini build-base"
     fi
   done

@@ -444,6 +444,18 @@ def test_what_is_missing_is_said_before_python_starts(tmp_path: Path) -> None:
     assert result.returncode == 2 and "lrm_pretrain.sh" in result.stderr
 
 
+@pytest.mark.parametrize(("name", "command"), [("smollm2", "get_smollm2.py"), ("m", "build-base")])
+def test_a_base_that_is_not_there_is_named_with_what_makes_it(name: str, command: str) -> None:
+    # no folder of the repository is moved for the test: nothing of this name is fetched in a clone
+    if (ROOT / "playground/models" / name).exists():
+        pytest.skip(f"playground/models/{name} is there")
+    result = run(
+        "lrm_pretrain", "--dry-run", MODEL_NAME_OR_PATH=f"playground/models/{name}", NUM_GPUS="0"
+    )
+    assert f"playground/models/{name} is not there" in result.stderr
+    assert command in result.stderr
+
+
 @pytest.mark.parametrize("script", ["lrm_pretrain", "pretrain", "lrm_eval", "eval/mme"])
 def test_a_python_without_the_packages_is_named(tmp_path: Path, script: str) -> None:
     python = tmp_path / "python"
