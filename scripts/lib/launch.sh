@@ -89,9 +89,15 @@ set_default_projector() {
 }
 
 num_gpus_here() {
-  local found=0
+  local found=0 visible
   if command -v nvidia-smi >/dev/null; then
     found=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
+  fi
+  # Of these, only some may be visible: "0,2"; an empty list and -1 hide all.
+  if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
+    IFS=, read -ra visible <<<"$CUDA_VISIBLE_DEVICES"
+    [[ ${visible[0]:-} != -1 ]] || visible=()
+    ((found <= ${#visible[@]})) || found=${#visible[@]}
   fi
   printf '%s' "$found"
 }

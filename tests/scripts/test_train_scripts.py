@@ -155,6 +155,22 @@ def test_recipes_have_the_flags_of_llava(script: str) -> None:
     assert launcher[-2:] == ["-m", "llava.train.train_mem"]
 
 
+def test_only_visible_gpus_count(tmp_path: Path) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\nfor i in 0 1 2 3; do echo GPU $i: NVIDIA; done\n")
+    smi.chmod(0o755)
+    script = """. scripts/lib/launch.sh
+        num_gpus_here
+        for CUDA_VISIBLE_DEVICES in 0,2 '' -1 GPU-1a,GPU-2b 0,1,2,3,4,5; do
+            printf ' '
+            num_gpus_here
+        done"""
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    words = ["bash", "-euc", script]
+    found = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert found.stdout.split() == ["4", "2", "0", "0", "2", "4"], found.stderr
+
+
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_command_parses(stage: str, preset: str, tmp_path: Path, monkeypatch) -> None:
