@@ -36,6 +36,7 @@ from llava.model.checkpoint import (
     weight_paths,
 )
 from llava.model.families import (
+    NOT_QUANTIZED,
     text_part,
 )
 from llava.model.language_model.causal_lm import model_class_of
@@ -212,7 +213,7 @@ def _keywords(
             bnb_4bit_compute_dtype=torch.float16,
             bnb_4bit_use_double_quant=True,
             bnb_4bit_quant_type="nf4",
-            llm_int8_skip_modules=["vision_tower", "mm_projector", "lm_head"],
+            llm_int8_skip_modules=list(NOT_QUANTIZED),
         )
     if use_flash_attn and importlib.util.find_spec("flash_attn") is None:
         log.warning("flash-attn is not installed: using SDPA")

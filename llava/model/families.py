@@ -34,6 +34,8 @@ CHECKED_FILE = Path(__file__).with_name("families.json")
 TABLE = "docs/models.md"
 PREFIX = "llava_"
 MULTIMODAL_PARTS = ("mm_projector", "vision_tower", "vision_resampler")
+# also heads, whose weights the loss reads, and may share with the embeddings
+NOT_QUANTIZED = (*MULTIMODAL_PARTS, "lm_head", "embed_out")
 
 # names that LLaVA's forks, and transformers itself, give to a family that has another one
 ALIASES = {

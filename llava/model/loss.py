@@ -137,8 +137,8 @@ def _report_chunks(
 
 
 def _is_partitioned(lm_head: nn.Module) -> bool:
-    """Tells whether only a call of the module gives the weight (ZeRO-3, FSDP2, adapters)."""
-    if not isinstance(lm_head, nn.Linear):
+    """Tells whether only a call of the module gives the weight (ZeRO-3, FSDP2, adapters, bits)."""
+    if type(lm_head) is not nn.Linear:
         return True
     return hasattr(lm_head.weight, "ds_id") or hasattr(lm_head.weight, "device_mesh")
 

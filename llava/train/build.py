@@ -12,7 +12,7 @@ Non-goals: data (`llava.data`), the training loop.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import logging
 import os
 import re
@@ -27,6 +27,7 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import is_flash_attn_2_available
 
 import llava.conversation as conversation_lib
 from llava.conversation import (
@@ -50,8 +51,8 @@ from llava.model.checkpoint import (
     read_config,
     split_parts,
 )
-from llava.model.families import MULTIMODAL_PARTS, linear_layers, text_part
-from llava.model.language_model.causal_lm import choose_attention, model_class_of
+from llava.model.families import MULTIMODAL_PARTS, NOT_QUANTIZED, linear_layers, text_part
+from llava.model.language_model.causal_lm import FLASH_ATTENTION, choose_attention, model_class_of
 from llava.model.tiles import VIDEO_LAYOUT, Tiling
 from llava.model.tokenizer import load_tokenizer, resize_to_tokenizer
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
@@ -75,11 +76,29 @@ def set_up_logging() -> None:
 
 
 def memory_efficient_attention() -> str:
-    """Returns `flash_attention_2` if flash-attn and a GPU are available, else `sdpa`."""
-    if importlib.util.find_spec("flash_attn") is None or not torch.cuda.is_available():
-        log.info("attention: sdpa (flash-attn or a GPU is missing)")
+    """Returns `flash_attention_2` if flash-attn and a GPU for it are available, else `sdpa`."""
+    problem = None
+    if not is_flash_attn_2_available():
+        problem = "flash-attn or a GPU is missing"
+    elif torch.cuda.get_device_capability() < (8, 0):
+        problem = f"flash-attn needs a newer GPU than {torch.cuda.get_device_name()}"
+    else:
+        try:
+            importlib.import_module("flash_attn")
+        except (ImportError, OSError) as error:  # compiled for another torch or CUDA
+            problem = f"flash-attn is installed, but cannot be imported: {error}"
+    if problem is not None:
+        log.info("attention: sdpa (%s)", problem)
         return "sdpa"
-    return "flash_attention_2"
+    return FLASH_ATTENTION
+
+
+def _attention_for(wanted: str | None, dtype: torch.dtype) -> str | None:
+    """Returns the attention that is wanted, or `sdpa` if it does not compute in this dtype."""
+    if wanted == FLASH_ATTENTION and dtype == torch.float32:
+        log.info("attention: sdpa (flash-attn computes in 16 bits only: --bf16 True)")
+        return "sdpa"
+    return wanted
 
 
 def load_dtype(model_args: ModelArguments, training_args: TrainingArguments) -> torch.dtype:
@@ -124,7 +143,7 @@ def build_model(
     model_class: Any = AutoModelForCausalLM
     options: dict[str, Any] = {
         "dtype": load_dtype(model_args, training_args),
-        "attn_implementation": attn_implementation,
+        "attn_implementation": _attention_for(attn_implementation, training_args.compute_dtype),
         "cache_dir": training_args.cache_dir,
     }
     if model_args.vision_tower is not None:
@@ -133,7 +152,7 @@ def build_model(
         model_class = model_class_of({**config, "mm_vision_tower": model_args.vision_tower}, where)
         _compare_with_checkpoint(config, model_args)
         options["attn_implementation"] = choose_attention(
-            model_class, attn_implementation, training_args.packing
+            model_class, options["attn_implementation"], training_args.packing
         )
         # from the dict, because transformers would warn of the base's other model type
         kept = {key: value for key, value in config.items() if key != "model_type"}
@@ -236,7 +255,7 @@ def _quantization(training_args: TrainingArguments) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(
         load_in_4bit=training_args.bits == 4,
         load_in_8bit=training_args.bits == 8,
-        llm_int8_skip_modules=["mm_projector"],
+        llm_int8_skip_modules=list(NOT_QUANTIZED),
         llm_int8_threshold=6.0,
         llm_int8_has_fp16_weight=False,
         bnb_4bit_compute_dtype=training_args.compute_dtype,

@@ -70,6 +70,7 @@ from llava.model.splice import pad_rows
 log = logging.getLogger(__name__)
 
 PACKED_SDPA = "packed_sdpa"
+FLASH_ATTENTION = "flash_attention_2"
 
 
 def packed_sdpa(
@@ -160,17 +161,23 @@ def choose_attention(model_class: Any, wanted: str | None, packing: bool) -> str
     """Returns the attention implementation for a family; None leaves it to transformers.
 
     A family whose attention SDPA cannot compute (soft-capped, or with sinks) keeps its own.
+    flash-attention has to be able to compute the family's, and takes the borders of packed samples
+    as lengths, not as a mask.
 
     Args:
         model_class: A multimodal causal language model.
         wanted: What the entry point asks for, perhaps nothing.
         packing: Whether samples share rows.
     """
+    masks_borders = packing and model_class.packs_by_mask
+    if wanted == FLASH_ATTENTION and (masks_borders or not model_class._supports_flash_attn):
+        log.info("attention: not flash-attn, which cannot compute that of %s", model_class.__name__)
+        wanted = "sdpa"
     if wanted not in (None, "sdpa"):
         return wanted
     if not model_class._supports_sdpa:
         return None
-    if packing and model_class._supports_attention_backend and not model_class.packs_by_mask:
+    if packing and model_class._supports_attention_backend and not masks_borders:
         return PACKED_SDPA
     return wanted
 
