@@ -23,6 +23,7 @@ import gc
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,11 +43,12 @@ from _sides import entry, finish, parser_of
 
 from llava.model.language_model.causal_lm import PACKED_SDPA
 from llava.train.build import compile_layers, memory_efficient_attention
+from llava.train.flops import ALL, peak_tflops_of
+from llava.train.metrics import shape_of
+from lrm_ext.plan.memory import StageSettings, estimate_memory, num_trained
 
 NUM_PICTURES = 32
 NUM_WARM_UP = 5
-# dense bf16, FLOP/s, by a part of the device's name
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12}
 
 
 class Setting(NamedTuple):
@@ -67,6 +69,7 @@ class Measured(NamedTuple):
     mfu: float | None
     peak_gib: float
     first_loss: float
+    planned_gib: float | None
 
 
 VARIANTS = {
@@ -103,7 +106,7 @@ def rows(name: str, ours: Measured | None, peer: Measured | None) -> list[dict[s
     if ours is None:
         return [entry(f"{name}: out of memory", 0, None, "tokens/s", None)]
     if peer is None:
-        peer = Measured(0, None, 0, float("nan"))
+        peer = Measured(0, None, 0, float("nan"), None)
     is_equal = abs(ours.first_loss / peer.first_loss - 1) < 0.02 if peer.tokens_per_s else None
     found = [
         entry(name, ours.tokens_per_s, peer.tokens_per_s or None, "tokens/s", is_equal),
@@ -164,6 +167,7 @@ def train(arguments: Any, setting: Setting) -> Measured:
         mfu=None if peak is None else useful_flops(timed, shape, model) / taken / peak,
         peak_gib=torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0,
         first_loss=first_loss,
+        planned_gib=plan(items, shape, arguments.batch, setting, model),
     )
 
 
@@ -197,6 +201,23 @@ def build(
     return model, batch
 
 
+def plan(items: list[Item], shape: Shape, batch: int, setting: Setting, model: Any) -> float | None:
+    """Returns the estimate of `lrm plan` in GiB, with moments in bf16 and without CUDA's context.
+
+    None for settings that it does not know: padding, and checkpointing of some layers.
+    """
+    sizes = shape_of(model)
+    if setting.is_peer or not setting.packs or setting.checkpoints_every > 1 or sizes is None:
+        return None
+    # ZeRO: weights and gradients in 16 bits
+    settings = StageSettings(ALL, batch, zero_stage=2, checkpointing=setting.checkpoints_every == 1)
+    length = sum(num_positions(item, shape) for item in items) / len(items)
+    answers = sum(len(item.answer) for item in items) / len(items)
+    memory = estimate_memory(sizes, settings, length, answers)
+    moments = 2 * 2 * num_trained(sizes, settings)
+    return replace(memory, optimizer=moments, buffers=0).total / 2**30
+
+
 def useful_flops(items: list[Item], shape: Shape, model: Any) -> float:
     """Returns the FLOPs that training on these samples needs, however it is implemented."""
     layers = sum(
@@ -219,8 +240,8 @@ def peak_flops(given_tflops: float | None, device: str) -> float | None:
     """Returns the card's dense bf16 peak in FLOP/s, if known."""
     if given_tflops is not None:
         return given_tflops * 1e12
-    name = torch.cuda.get_device_name() if device == "cuda" else ""
-    return next((peak for part, peak in PEAKS.items() if part in name), None)
+    found = peak_tflops_of(torch.cuda.get_device_name()) if device == "cuda" else None
+    return None if found is None else found * 1e12
 
 
 def move(value: Any, device: str) -> Any:
