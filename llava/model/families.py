@@ -34,8 +34,9 @@ CHECKED_FILE = Path(__file__).with_name("families.json")
 TABLE = "docs/models.md"
 PREFIX = "llava_"
 MULTIMODAL_PARTS = ("mm_projector", "vision_tower", "vision_resampler")
-# also heads, whose weights the loss reads, and may share with the embeddings
-NOT_QUANTIZED = (*MULTIMODAL_PARTS, "lm_head", "embed_out")
+# Patterns from the start of a module's name, for transformers. Also heads, whose weights the loss
+# reads, and which may share them with the embeddings.
+NOT_QUANTIZED = (*(f".*{part}" for part in MULTIMODAL_PARTS), "lm_head", "embed_out")
 
 # names that LLaVA's forks, and transformers itself, give to a family that has another one
 ALIASES = {

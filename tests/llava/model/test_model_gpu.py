@@ -4,8 +4,10 @@ import pytest
 import torch
 from other_device import DEVICE, other_device
 from torch import nn
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from llava.model import LlavaLlamaForCausalLM
+from llava.model.families import NOT_QUANTIZED
 from llava.model.language_model.causal_lm import (
     FLASH_ATTENTION,
     PACKED_SDPA,
@@ -95,6 +97,19 @@ def test_flash_attention_gives_way_where_it_cannot_compute():
     assert choose_attention(by_mask, FLASH_ATTENTION, packing=False) == FLASH_ATTENTION
     without = type("Without", (llama,), {"_supports_flash_attn": False})
     assert choose_attention(without, FLASH_ATTENTION, packing=True) == PACKED_SDPA
+
+
+@pytest.mark.parametrize(
+    ("name", "is_quantized"),
+    [
+        ("model.layers.0.self_attn.q_proj", True),
+        ("model.mm_projector.0", False),
+        ("model.vision_tower.vision_tower.encoder.layers.0.mlp.fc1", False),
+        ("lm_head", False),
+    ],
+)
+def test_only_the_language_models_layers_are_quantized(name, is_quantized):
+    assert should_convert_module(name, list(NOT_QUANTIZED)) == is_quantized
 
 
 class QuantizedHead(nn.Linear):
