@@ -9,6 +9,7 @@ Legend: B samples, T positions of all samples, H heads, D size of a head.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -63,8 +64,8 @@ def flash_attn_varlen_func(
         strict=True,
     )
     return torch.cat(
-        [flash_attn_func(*(x[None] for x in piece), dropout_p, softmax_scale, causal)[0]
-         for piece in pieces]
+        [flash_attn_func(a[None], b[None], c[None], dropout_p, softmax_scale, causal)[0]
+         for a, b, c in pieces]
     )  # fmt: skip
 
 
@@ -87,9 +88,9 @@ def flash_attn_func(
     if causal:  # the last query sees the last key, as in the kernels
         mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device)
         mask = mask.tril(k.shape[1] - q.shape[1])
-    rows = (x.transpose(1, 2) for x in (q, k, v))
+    queries, keys, values = (x.transpose(1, 2) for x in (q, k, v))
     found = F.scaled_dot_product_attention(
-        *rows, attn_mask=mask, dropout_p=dropout_p, scale=softmax_scale, enable_gqa=True
+        queries, keys, values, mask, dropout_p, scale=softmax_scale, enable_gqa=True
     )
     return found.transpose(1, 2)
 
@@ -105,9 +106,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
 @contextmanager
 def installed() -> Iterator[list[dict[str, Any]]]:
     """Lets transformers find the stand-in as flash-attn; gives the arguments of its calls."""
-    import transformers.modeling_flash_attention_utils as utils
-    from transformers import modeling_utils
-
+    utils: Any = importlib.import_module("transformers.modeling_flash_attention_utils")
+    modeling_utils: Any = importlib.import_module("transformers.modeling_utils")
     module, padding = ModuleType("flash_attn"), ModuleType("flash_attn.bert_padding")
     module.__dict__.update(
         flash_attn_func=flash_attn_func, flash_attn_varlen_func=flash_attn_varlen_func,

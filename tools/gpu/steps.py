@@ -215,11 +215,12 @@ def liger(given: Given) -> Figures:
     found: Figures = {}
     for dtype in dtypes:
         torch.manual_seed(0)
-        options = {"device": given.device, "dtype": dtype}
+        options: dict[str, Any] = {"device": given.device, "dtype": dtype}
         head = torch.nn.Linear(width, vocabulary, bias=False, **options)
         hidden = torch.randn(1, rows, width, **options)
         labels = torch.randint(vocabulary, (1, rows), device=given.device)
-        losses, gradients = [], []
+        losses: list[float] = []
+        gradients: list[torch.Tensor] = []
         for use_liger in (True, False):
             inputs = hidden.clone().requires_grad_()
             head.weight.grad = None
@@ -274,7 +275,12 @@ def qlora(given: Given) -> Figures:
 def fine_tune(script: str, out: Path, flags: dict[str, Any]) -> None:
     """Runs a training script of the preset `mini`."""
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    run(["bash", f"scripts/v1_5/{script}", *words], PRESET="mini", OUTPUT_DIR=str(out))
+    run(
+        ["bash", f"scripts/v1_5/{script}", *words],
+        PRESET="mini",
+        OUTPUT_DIR=str(out),
+        PYTHON=sys.executable,
+    )
 
 
 def losses_of(out: Path) -> list[float]:
