@@ -15,7 +15,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,69 +55,21 @@ def causal_lm_loss(
         gives 0 with its graph kept, so that no rank waits for a gradient that never comes.
     """
     head = lm_head if logits_of is None else partial(_flat, logits_of)
-    rows = supervised_rows(labels)
-    if len(rows) == 0:
+    targets = labels[:, 1:].reshape(-1)
+    supervised = (targets != IGNORE_INDEX).nonzero().flatten()
+    if len(supervised) == 0:
         return 0.0 * head(hidden_states[:1, -1]).float().sum()
-    selected = hidden_states.flatten(0, 1).index_select(0, rows)
-    targets = labels.flatten()[rows + 1]
+    selected = hidden_states[:, :-1].flatten(0, 1)[supervised]
     if use_liger and not _is_partitioned(lm_head):
-        total = _liger_loss(selected, targets, lm_head)
+        total = _liger_loss(selected, targets[supervised], lm_head)
         if has_token_loss_hook():
-            _report_chunks(selected.detach(), targets, lm_head, max_chunk_logits)
+            _report_chunks(selected.detach(), targets[supervised], lm_head, max_chunk_logits)
     else:
         # ranks would gather a partitioned weight a different number of times, and hang
         size = None if _is_partitioned(lm_head) else max_chunk_logits // lm_head.weight.shape[0]
-        total = _summed_loss(selected, targets, head, size)
-    count = len(rows) if num_items_in_batch is None else num_items_in_batch
+        total = _summed_loss(selected, targets[supervised], head, size)
+    count = len(supervised) if num_items_in_batch is None else num_items_in_batch
     return total / (count.to(total.device) if isinstance(count, Tensor) else count)
-
-
-def supervised_rows(labels: Tensor) -> Tensor:
-    """Returns the positions that predict a supervised token, [N] long, of all B * L.
-
-    Args:
-        labels: [B, L] long, not shifted, IGNORE_INDEX where nothing is learnt.
-    """
-    following = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
-    return (following.flatten() != IGNORE_INDEX).nonzero().flatten()
-
-
-@contextmanager
-def answers_only(inner: nn.Module, labels: Tensor | None) -> Iterator[None]:
-    """Limits the last layer's MLP to the positions that the loss reads; its output elsewhere is 0.
-
-    Nothing after that layer mixes positions, so loss and gradients are those of the whole. It has
-    no effect on models without such a module, nor where the layer runs again outside of this
-    context (activation checkpointing) or is compiled.
-
-    Args:
-        inner: The inner model, with `layers`.
-        labels: [B, L] long, not shifted; None has no effect.
-    """
-    layers = getattr(inner, "layers", None)
-    layer = layers[-1] if isinstance(layers, nn.ModuleList) else None
-    mlp, may_change = getattr(layer, "mlp", None), labels is not None
-    may_change &= not getattr(layer, "gradient_checkpointing", False)
-    may_change &= getattr(layer, "_compiled_call_impl", None) is None
-    # routers are no MLP; dropout would draw other numbers
-    may_change &= type(mlp).__name__.endswith("MLP")
-    if not may_change or any(isinstance(part, nn.Dropout) for part in mlp.modules()):
-        yield
-        return
-    rows, forward = supervised_rows(labels), mlp.forward
-
-    def forward_rows(hidden: Tensor, *args: Any) -> Tensor:
-        if args or not len(rows):  # the graph is kept
-            return forward(hidden, *args)
-        flat = hidden.flatten(0, 1)
-        output = forward(flat.index_select(0, rows)[None])[0]
-        return output.new_zeros(flat.shape).index_copy_(0, rows, output).view_as(hidden)
-
-    mlp.forward = forward_rows
-    try:
-        yield
-    finally:
-        mlp.forward = forward
 
 
 def _flat(logits_of: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:

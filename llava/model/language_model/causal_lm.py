@@ -63,7 +63,7 @@ from llava.model.families import (
     text_part_names,
 )
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
-from llava.model.loss import answers_only, causal_lm_loss, has_liger
+from llava.model.loss import causal_lm_loss, has_liger
 from llava.model.multimodal_encoder.families import refuse_foreign
 from llava.model.splice import pad_rows
 
@@ -290,19 +290,11 @@ class LlavaCausalLM(LlavaMetaForCausalLM):
             text = (input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels)
             inputs, labels = self._padded_inputs(text, vision, use_cache)
         kwargs |= self._recorded(labels, output_attentions, output_hidden_states)
-        outputs = self._inner_outputs(inputs, labels, kwargs)
+        outputs = self.get_model()(**inputs, **kwargs)
         result = self._loss_and_logits(outputs, labels, logits_to_keep, num_items_in_batch)
         if labels is not None and kwargs.get("output_router_logits"):
             result.loss += self._router_loss(outputs, inputs, labels, num_items_in_batch)
         return result.to_tuple() if return_dict is False else result
-
-    def _inner_outputs(
-        self, inputs: dict[str, Any], labels: Tensor | None, kwargs: dict[str, Any]
-    ) -> Any:
-        """Runs the inner model, in training without what the loss does not read."""
-        is_whole = not self.training or kwargs.get("output_hidden_states")
-        with answers_only(self.get_model(), None if is_whole else labels):
-            return self.get_model()(**inputs, **kwargs)
 
     def _padded_inputs(
         self, text: tuple[Any, ...], vision: tuple[Any, ...], use_cache: bool | None

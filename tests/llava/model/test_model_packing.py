@@ -1,7 +1,5 @@
 """Samples that lie one after the other in a row learn what each would learn by itself."""
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +8,6 @@ from transformers import modeling_flash_attention_utils
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import ConfigError
 from llava.model import LlavaLlamaForCausalLM
-from llava.model.language_model import causal_lm
 from llava.model.language_model.causal_lm import PACKED_SDPA
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.language_model.llava_mpt import LlavaMptForCausalLM
@@ -194,29 +191,6 @@ def test_activation_checkpointing_gives_the_same_gradients(batch, models):
         model(**batch, packing=True).loss.backward()
         grads.append(model.lm_head.weight.grad)
     assert torch.equal(*grads)
-
-
-@pytest.mark.parametrize("packing", [True, False])
-def test_the_last_mlp_runs_on_answers_only_and_nothing_else_changes(
-    packing, batch, models, monkeypatch
-):
-    results, num_rows = [], []
-    for limits in (True, False):
-        if not limits:
-            monkeypatch.setattr(causal_lm, "answers_only", lambda *args: nullcontext())
-        model = build(models, PACKED_SDPA)
-        act = model.get_model().layers[-1].mlp.act_fn
-        act.register_forward_hook(lambda module, args, out: num_rows.append(out[..., 0].numel()))
-        loss = model(**batch, packing=packing).loss
-        loss.backward()
-        results.append((loss, [p.grad for p in model.parameters() if p.grad is not None]))
-    num_supervised = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
-    assert num_rows[0] == num_supervised < num_rows[-1]
-    assert results[0][0] == results[1][0]
-    for ours, whole in zip(results[0][1], results[1][1], strict=True):
-        torch.testing.assert_close(ours, whole, atol=1e-6, rtol=1e-5)
-    model.eval()  # logits of all positions
-    assert torch.equal(model(**batch).logits, build(models, PACKED_SDPA).eval()(**batch).logits)
 
 
 def test_a_model_without_positions_is_refused(batch):
