@@ -324,7 +324,7 @@ def test_task_files_give_our_score(folder, tmp_path, texts):
         call(task["process_results"], doc, [text])[metric["metric"]]
         for doc, text in zip(docs, texts, strict=True)
     ]
-    report = score_file("mmbench", run / "predictions" / "mm.cs.jsonl")
+    report = score_file("mmbench", run / "predictions" / "mm.cs.jsonl", data=folder)
     assert call(metric["aggregation"], kept) == report.headline == expected
     # of answers alone only gaps are known: a later rotation may not exist, an earlier one must
     assert call(metric["aggregation"], kept[:1]) == 100.0
