@@ -285,7 +285,7 @@ def fine_tune(script: str, out: Path, flags: dict[str, Any]) -> None:
 
 def losses_of(out: Path) -> list[float]:
     """Returns the losses that a run logged."""
-    from llava.train.metrics import METRICS_FILE, read_metrics
+    from llava.files import METRICS_FILE, read_metrics
 
     losses = [entry["loss"] for entry in read_metrics(out / METRICS_FILE) if "loss" in entry]
     assert losses and all(map(math.isfinite, losses)), f"losses: {losses}"
@@ -310,7 +310,7 @@ def finetune(given: Given) -> Figures:
 
 def speed_of(out: Path) -> Figures:
     """Returns the last logged speed and memory of a run."""
-    from llava.train.metrics import METRICS_FILE, read_metrics
+    from llava.files import METRICS_FILE, read_metrics
 
     wanted = ("tokens_per_second", "tflops_per_device", "mfu", "memory_gib")
     entries = read_metrics(out / METRICS_FILE)
@@ -378,7 +378,8 @@ def serving_16(given: Given) -> Figures:
     path = given.out / "serving-figures.json"
     clients, tokens = ("4", "8") if given.dry_run else ("16", "64")
     run([
-        sys.executable, "tools/bench/serving.py", "--clients", clients, "--max-new-tokens", tokens,
+        sys.executable, "tools/bench/serving.py", "--peers", "one", "--pairs", "1",
+        "--clients", clients, "--max-new-tokens", tokens,
         "--model", str(make_model(given)), "--device", given.device, "--json", str(path),
     ])  # fmt: skip
     entries = json.loads(path.read_text(encoding="utf-8"))
