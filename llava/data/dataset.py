@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -23,10 +23,17 @@ from torch.utils.data import Dataset
 
 import llava.conversation as conversation_lib
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.conversation import Conversation
+from llava.conversation import ChatConversation, Conversation, SeparatorStyle
 from llava.data.batching import EventCounts, token_lengths
 from llava.data.records import Entry, RecordIndex, scan_records
-from llava.data.sample import UNKNOWN_LANG, DropPolicy, Sample, SampleError, has_leading_answer
+from llava.data.sample import (
+    UNKNOWN_LANG,
+    DropPolicy,
+    LlavaRecord,
+    Sample,
+    SampleError,
+    has_leading_answer,
+)
 from llava.data.tokenize import encode_turns, is_labelled, place_images, render
 from llava.errors import ConfigError, DataError
 from llava.images import image_size, open_image
@@ -34,6 +41,7 @@ from llava.model.tiles import Tiling, is_tiled
 
 log = logging.getLogger(__name__)
 
+_MAX_REMEMBERED = 1 << 16  # of paths of images, which recur where a data set is translated
 _EVENTS = ("truncated", "truncated_answer", "nothing_learnt", "corrupt_image")
 
 
@@ -197,24 +205,43 @@ class LazySupervisedDataset(Dataset[dict[str, Any]]):
 
     def _scan(self, data_path: str) -> RecordIndex:
         index = RecordIndex(data_path)
-        is_file = cache(os.path.isfile)
+        is_file = lru_cache(_MAX_REMEMBERED)(os.path.isfile)
         for entry in scan_records(data_path):
+            # the first one is rendered, too, which shows whether the template is complete
+            if len(index) and entry.record and self._is_usable(entry.record, is_file):
+                self._drops.keep(entry.record.lang)
+                index.add(entry, entry.record.image is not None)
+                continue
             try:
                 sample = self._check(entry, f"{data_path}:{entry.line}", is_file)
             except SampleError as error:
                 self._drops.drop(error)
                 continue
             self._drops.keep(sample.lang)
-            if has_leading_answer(entry.value):
+            if has_leading_answer(entry.load()):
                 self._drops.note("leading_answer", sample.lang)
             index.add(entry, sample.num_places > 0)
         self._drops.finish()
         return index
 
+    def _is_usable(self, record: LlavaRecord, is_file: Callable[[str], bool]) -> bool:
+        """Tells quickly whether `_check` surely accepts a record; it decides on all others."""
+        folder: Any = getattr(self.data_args, "image_folder", None)
+        image = record.image
+        if image is not None and (self.tiling is None or folder is None):
+            return False
+        if self.conversation.sep_style is SeparatorStyle.PLAIN:
+            renders = len(record.turns) == 2 and image is not None
+        else:  # a chat template is a program, which may refuse any text
+            renders = not isinstance(self.conversation, ChatConversation)
+        return (
+            renders
+            and record.is_plain()
+            and (image is None or is_file(os.path.join(folder, str(image))))
+        )
+
     def _check(self, entry: Entry, where: str, is_file: Callable[[str], bool]) -> Sample:
-        if isinstance(entry.value, SampleError):
-            raise entry.value
-        sample = self._read(entry.value, where)
+        sample = self._read(entry.load(), where)
         try:
             render(sample.turns, self.conversation)
         except SampleError as error:

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import re
 from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.data.sample import SampleError
+import msgspec
+
+from llava.data.sample import LlavaRecord, SampleError
 from llava.errors import DataError
 
 _CHUNK_BYTES = 1 << 20
@@ -26,23 +28,49 @@ _BLANKS = re.compile(r"[ \t\r\n]*")
 _ESCAPE = "surrogateescape"
 # A literal or escape sequence that is cut by the end of a chunk gives an error before that end.
 _LONGEST_TOKEN = 16
+_TAIL_BYTES = 64 << 10  # of a chunk; most records are shorter
+_BLANK = b" \t\r\n"
+_FIRST_KEY = re.compile(rb'\s*\{\s*("[^"]*")')
+
+decode_record = msgspec.json.Decoder(LlavaRecord).decode
+# Keys: whether the records are in an array.
+decode_raw: Mapping[bool, Callable[[bytes], list[msgspec.Raw]]] = {
+    True: msgspec.json.Decoder(list[msgspec.Raw]).decode,
+    False: msgspec.json.Decoder(msgspec.Raw).decode_lines,
+}
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(msgspec.Struct, gc=False):
     """One record of a file, as `scan_records` yields it.
 
     Attributes:
         start: First byte of the record in the file.
         size: Number of its bytes.
         line: Line that it begins in, from 1.
-        value: The decoded object, or the error that its text gave (JSON Lines only).
+        content: Its text, or the decoded object, or the error that its text gave (JSON Lines only).
+        record: What it says, if it has LLaVA's own form.
     """
 
     start: int
     size: int
     line: int
-    value: Any
+    content: Any
+    record: LlavaRecord | None = None
+
+    def load(self) -> Any:
+        """Returns the decoded object.
+
+        Raises:
+            SampleError: Its text is not JSON.
+        """
+        if isinstance(self.content, SampleError):
+            raise self.content
+        return loads(self.content) if type(self.content) is msgspec.Raw else self.content
+
+
+def loads(text: bytes | msgspec.Raw) -> Any:
+    """Decodes JSON; see the module's docstring for bytes that are not UTF-8."""
+    return json.loads(bytes(text).decode("utf-8", _ESCAPE))
 
 
 def scan_records(path: str | Path) -> Iterator[Entry]:
@@ -57,7 +85,49 @@ def scan_records(path: str | Path) -> Iterator[Entry]:
     is_array = reader.is_array
     if not (is_array or reader.peek()):
         raise DataError(f"{path}: the data file is empty, expected JSON or JSON Lines.")
-    while True:
+    offset, line, size = reader.offset, reader.line, Path(path).stat().st_size
+    with Path(path).open("rb") as file:
+        while offset < size:
+            file.seek(offset)
+            data = file.read(_CHUNK_BYTES)
+            is_last = offset + len(data) == size
+            body, taken = whole_records(data, is_array, is_last)
+            # of an array, `body` has one byte more in front
+            entries = _decode_together(body, is_array, offset - is_array, line) if taken else None
+            if entries is None:  # unusual, or cut in the wrong place
+                reader = RecordReader(Path(path), offset, line, is_array)
+                yield from _read_singly(reader, math.inf if is_last else offset + max(taken, 1))
+                offset, line = reader.offset, reader.line
+            else:
+                yield from entries
+                offset, line = offset + taken, line + data.count(b"\n", 0, taken)
+
+
+def _decode_together(body: bytes, is_array: bool, offset: int, line: int) -> list[Entry] | None:
+    """Decodes records whose text begins at a byte and line of the file; None if it is not JSON."""
+    try:
+        texts = decode_raw[is_array](body)
+    except msgspec.DecodeError:
+        return None
+    entries, counted, end = [], 0, 0
+    for text in texts:
+        try:
+            record = decode_record(text)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            record = None
+            if not bytes(text).startswith(b"{"):
+                return None
+        start = body.index(b"{", end)
+        line += body.count(b"\n", counted, start)
+        counted, end = start, start + len(memoryview(text))
+        entries.append(Entry(offset + start, end - start, line, text, record))
+    return entries
+
+
+def _read_singly(reader: RecordReader, until: float) -> Iterator[Entry]:
+    """Reads records one by one, until one begins at byte `until` or later."""
+    is_array = reader.is_array
+    while reader.offset < until:
         reader.peek()
         start, line = reader.offset, reader.line
         try:
@@ -79,37 +149,72 @@ def scan_records(path: str | Path) -> Iterator[Entry]:
 class RecordIndex(Sequence[Any]):
     """The kept records of a file. It holds their positions and reads a record on access.
 
-    Holds 32 bytes a record, in an array that forked loader processes share.
+    Holds 16 bytes a record, in arrays that forked loader processes share.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._rows = array("q")  # start, size, line, has_image of each
+        self._starts = array("Q")  # twice that, plus 1 for a record with an image
+        self._sizes, self._lines = array("I"), array("I")
 
     def add(self, entry: Entry, has_image: bool) -> None:
         """Keeps a record."""
-        self._rows.extend((entry.start, entry.size, entry.line, has_image))
+        self._starts.append(2 * entry.start + has_image)
+        self._sizes.append(entry.size)
+        self._lines.append(entry.line)
 
     def __len__(self) -> int:
-        return len(self._rows) // 4
+        return len(self._starts)
 
     def where(self, index: int) -> str:
         """Returns `file:line` of a record."""
-        return f"{self.path}:{self._rows[4 * index + 2]}"
+        return f"{self.path}:{self._lines[index]}"
 
     def has_image(self, index: int) -> bool:
         """Tells whether a record has an image, without reading it."""
-        return bool(self._rows[4 * index + 3])
+        return bool(self._starts[index] % 2)
 
     def __getitem__(self, index: Any) -> Any:
         """Returns a record's decoded object, or a list of them for a slice."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        start, size = self._rows[4 * index], self._rows[4 * index + 1]
         # Opened anew each time: a handle that forked loaders share would share its position too.
         with self.path.open("rb") as file:
-            file.seek(start)
-            return json.loads(file.read(size))
+            file.seek(self._starts[index] // 2)
+            return loads(file.read(self._sizes[index]))
+
+
+def whole_records(data: bytes, is_array: bool, is_last: bool) -> tuple[bytes, int]:
+    """Finds the complete records in a chunk of a file.
+
+    A turn begins like a record, with a brace after a comma, but with another key.
+
+    Args:
+        data: The chunk; it begins with a record.
+        is_array: Whether the records are in an array.
+        is_last: Whether the file ends with the chunk.
+
+    Returns:
+        The text of the records, which cannot be decoded if none were found, and the number of bytes
+        of `data` that it takes, separator included.
+    """
+    cut = len(data)
+    if not is_last and is_array:
+        cut = 0
+        if first := _FIRST_KEY.match(data):
+            border = re.compile(rb"\}\s*,\s*(?=\{\s*" + re.escape(first[1]) + rb")")
+            # the last border is near the end, unless a record is longer than the tail
+            for start in (max(0, len(data) - _TAIL_BYTES), 0):
+                if borders := [match.end() for match in border.finditer(data, start)]:
+                    cut = borders[-1]
+                    break
+    elif not is_last:
+        cut = data.rfind(b"\n") + 1
+    body = data[:cut].rstrip(_BLANK)
+    if not is_array:
+        return body, cut
+    end = b"]" if is_last else b","
+    return b"[" + body[:-1] + b"]" if body.endswith(end) else b"", cut
 
 
 def iter_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:

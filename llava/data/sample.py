@@ -13,7 +13,9 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import ConfigError, DataError
@@ -173,6 +175,55 @@ class Sample:
 
 
 _EXTRA_FIELDS: Final = ("lang", "task", "source", "instruction")
+_Nothing = Literal[""] | Annotated[list[Any], msgspec.Meta(max_length=0)] | None
+_PLACEHOLDER: Final = re.compile("<(?:image|video|audio)>")
+
+
+class LlavaTurn(msgspec.Struct, gc=False):
+    """A turn as LLaVA writes it; see `Turn`."""
+
+    role: Literal["human", "gpt"] = msgspec.field(name="from")
+    text: str = msgspec.field(name="value")
+    supervised: bool = True
+
+
+class LlavaRecord(msgspec.Struct, gc=False):
+    """A record with the fields of LLaVA's own data; other forms cannot be decoded as one."""
+
+    turns: tuple[LlavaTurn, ...] = msgspec.field(name="conversations")
+    id: str | int | None = None
+    image: str | tuple[str, ...] | None = None
+    lang: str | None = None
+    source: str | None = None
+    task: str | None = None
+    instruction: str | None = None
+    also: _Nothing = msgspec.field(default=None, name="images")
+    messages: _Nothing = None
+    texts: _Nothing = None
+    video: _Nothing = None
+    videos: _Nothing = None
+    audio: _Nothing = None
+    audios: _Nothing = None
+    system: _Nothing = None
+
+    def is_plain(self) -> bool:
+        """Tells whether it is surely a sample, of one image before the first question or of none.
+
+        `Sample.from_record` decides on all others; it takes thirty times as long.
+        """
+        if len(self.turns) < 2 or not (
+            self.image is None or (self.image and type(self.image) is str)
+        ):
+            return False
+        places, previous = [DEFAULT_IMAGE_TOKEN] * (self.image is not None), "gpt"
+        for turn in self.turns:
+            text = turn.text
+            if turn.role == previous or not text or text.isspace():
+                return False
+            if (_PLACEHOLDER.findall(text) if "<" in text else []) != places:
+                return False
+            places, previous = [], turn.role
+        return True
 
 
 def has_leading_answer(record: Mapping[str, Any]) -> bool:

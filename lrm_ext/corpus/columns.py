@@ -8,15 +8,13 @@ not depend on the size of the file.
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -25,11 +23,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.data.records import RecordReader
+from llava.data.records import RecordReader, decode_raw, loads, whole_records
 from llava.data.sample import (
     MAX_IMAGES,
     ROLES,
     DropPolicy,
+    LlavaRecord,
     Sample,
     SampleError,
     has_leading_answer,
@@ -41,9 +40,6 @@ from lrm_ext.languages.registry import canonical_code
 
 Flags = npt.NDArray[np.bool_]
 CHUNK_BYTES = 4 << 20
-_TAIL_BYTES = 64 << 10  # of a chunk; most records are shorter
-_BLANK = b" \t\r\n"
-_FIRST_KEY = re.compile(rb'\s*\{\s*("[^"]*")')
 
 
 @dataclass(frozen=True)
@@ -130,42 +126,10 @@ def row_faults(batch: pa.RecordBatch, turns: Turns) -> dict[str, Flags]:
     }
 
 
-class _Turn(msgspec.Struct, gc=False):
-    role: str = msgspec.field(name="from")
-    text: str = msgspec.field(name="value")
-    supervised: bool = True
-
-
-_Nothing = Literal[""] | Annotated[list[Any], msgspec.Meta(max_length=0)] | None
-
-
-class _Record(msgspec.Struct, gc=False):
-    """A record with the fields of LLaVA's own data; any other record cannot be decoded as one."""
-
-    id: str | int
-    turns: list[_Turn] = msgspec.field(name="conversations")
-    image: str | tuple[str, ...] | None = None
-    lang: str | None = None
-    source: str | None = None
-    task: str | None = None
-    also: _Nothing = msgspec.field(default=None, name="images")
-    messages: _Nothing = None
-    texts: _Nothing = None
-    video: _Nothing = None
-    videos: _Nothing = None
-    audio: _Nothing = None
-    audios: _Nothing = None
-    system: _Nothing = None
-
-
 # Keys: whether the records are in an array.
-_decode: Mapping[bool, Callable[[bytes], list[_Record]]] = {
-    True: msgspec.json.Decoder(list[_Record]).decode,
-    False: msgspec.json.Decoder(_Record).decode_lines,
-}
-_decode_raw: Mapping[bool, Callable[[bytes], list[msgspec.Raw]]] = {
-    True: msgspec.json.Decoder(list[msgspec.Raw]).decode,
-    False: msgspec.json.Decoder(msgspec.Raw).decode_lines,
+_decode: Mapping[bool, Callable[[bytes], list[LlavaRecord]]] = {
+    True: msgspec.json.Decoder(list[LlavaRecord]).decode,
+    False: msgspec.json.Decoder(LlavaRecord).decode_lines,
 }
 
 
@@ -196,7 +160,7 @@ def iter_row_batches(
             file.seek(offset)
             data = file.read(CHUNK_BYTES)
             is_last = offset + len(data) == size
-            body, taken = _whole_records(data, is_array, is_last)
+            body, taken = whole_records(data, is_array, is_last)
             records = None
             with suppress(msgspec.DecodeError, UnicodeDecodeError):
                 records = _decode[is_array](body) if taken else None
@@ -212,7 +176,7 @@ def iter_row_batches(
                 yield batch
 
 
-def batch_of(samples: Sequence[Sample | _Record], source: str | None = None) -> pa.RecordBatch:
+def batch_of(samples: Sequence[Sample | LlavaRecord], source: str | None = None) -> pa.RecordBatch:
     """Builds rows of samples, all translatable; `source` is for those that name none."""
     turns = [turn for sample in samples for turn in sample.turns]
     ends = np.cumsum([len(sample.turns) for sample in samples], dtype=np.int32)
@@ -290,7 +254,7 @@ def check_sample(sample: Sample, where: str, lang: str) -> None:
 
 
 def _check_together(
-    records: list[_Record],
+    records: list[LlavaRecord],
     body: bytes,
     path: str,
     line: int,
@@ -311,7 +275,8 @@ def _check_together(
     turns = Turns.of(batch.column("turns"))
     odd = np.array(
         [
-            record.lang not in (None, ENGLISH)
+            record.id is None
+            or record.lang not in (None, ENGLISH)
             or (
                 type(record.image) is tuple
                 and not (all(record.image) and len(record.image) <= MAX_IMAGES)
@@ -327,16 +292,15 @@ def _check_together(
     policy.report.read[ENGLISH] += int((~odd).sum())
     if not odd.any():
         return batch
-    kept: list[Sample | _Record | None] = list(records)
-    raw_records = _decode_raw[body.startswith(b"[")](body)
+    kept: list[Sample | LlavaRecord | None] = list(records)
+    raw_records = decode_raw[body.startswith(b"[")](body)
     counted = end = 0
     for i in np.flatnonzero(odd).tolist():
         raw = bytes(raw_records[i])
         start = body.index(raw, end)
         line += body.count(b"\n", counted, start)
         counted, end = start, start + len(raw)
-        record = partial(json.loads, raw.decode("utf-8", "surrogateescape"))
-        kept[i] = usable_sample(record, f"{path}:{line}", policy)
+        kept[i] = usable_sample(partial(loads, raw), f"{path}:{line}", policy)
     return batch_of([sample for sample in kept if sample is not None], source)
 
 
@@ -349,36 +313,3 @@ def _read_singly(reader: RecordReader, until: float, policy: DropPolicy) -> list
         if sample is not None:
             samples.append(sample)
     return samples
-
-
-def _whole_records(data: bytes, is_array: bool, is_last: bool) -> tuple[bytes, int]:
-    """Finds the complete records in a chunk of a file.
-
-    A turn begins like a record, with a brace after a comma, but with another key.
-
-    Args:
-        data: The chunk; it begins with a record.
-        is_array: Whether the records are in an array.
-        is_last: Whether the file ends with the chunk.
-
-    Returns:
-        The text of the records, which cannot be decoded if none were found, and the number of bytes
-        of `data` that it takes, separator included.
-    """
-    cut = len(data)
-    if not is_last and is_array:
-        cut = 0
-        if first := _FIRST_KEY.match(data):
-            border = re.compile(rb"\}\s*,\s*(?=\{\s*" + re.escape(first[1]) + rb")")
-            # the last border is near the end, unless a record is longer than the tail
-            for start in (max(0, len(data) - _TAIL_BYTES), 0):
-                if borders := [match.end() for match in border.finditer(data, start)]:
-                    cut = borders[-1]
-                    break
-    elif not is_last:
-        cut = data.rfind(b"\n") + 1
-    body = data[:cut].rstrip(_BLANK)
-    if not is_array:
-        return body, cut
-    end = b"]" if is_last else b","
-    return b"[" + body[:-1] + b"]" if body.endswith(end) else b"", cut

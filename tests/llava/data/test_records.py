@@ -4,12 +4,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llava.data.records import RecordIndex, RecordReader, iter_records, scan_records
+from llava.conversation import conv_templates
+from llava.data.records import (
+    RecordIndex,
+    RecordReader,
+    decode_record,
+    iter_records,
+    scan_records,
+)
 from llava.data.sample import Sample, SampleError
+from llava.data.tokenize import render
 from llava.errors import DataError
 
 
@@ -120,7 +129,10 @@ def test_a_broken_line_does_not_end_a_scan(
     monkeypatch.setattr("llava.data.records._CHUNK_BYTES", chunk)
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": 1}\nnope\n{"a": \n[2]\n{"a": 3}\n{"a": "')
-    found = [(entry.line, entry.value) for entry in scan_records(path)]
+    found = [
+        (each.line, each.content if isinstance(each.content, SampleError) else each.load())
+        for each in scan_records(path)
+    ]
     assert [line for line, value in found if isinstance(value, SampleError)] == [2, 3, 4, 6]
     assert [value for _, value in found if isinstance(value, dict)] == [{"a": 1}, {"a": 3}]
 
@@ -130,9 +142,9 @@ def test_a_byte_that_is_not_utf8_spoils_one_record_of_a_scan(tmp_path: Path) -> 
     text = json.dumps([{"conversations": turns}, {"id": "a"}])
     (tmp_path / "a.json").write_bytes(text.encode().replace(b"BYTE", b"caf\xe9"))
     first, second = scan_records(tmp_path / "a.json")
-    assert second.value == {"id": "a"}
+    assert second.load() == {"id": "a"}
     with pytest.raises(SampleError, match=r"turn 2 holds a byte that is not UTF-8 \(0xE9 at 3\)"):
-        Sample.from_record(first.value, "a.json:1")
+        Sample.from_record(first.load(), "a.json:1")
     turns[1]["value"] = "half \ud83d"
     with pytest.raises(SampleError, match="turn 2 holds half of a character"):
         Sample.from_record({"conversations": turns}, "a.json:1")
@@ -144,3 +156,58 @@ def test_utf16_is_named_in_training(tmp_path: Path, encoding: str) -> None:
     path.write_text(mark + "[{}]", encoding=encoding)
     with pytest.raises(DataError, match="UTF-16, expected UTF-8"):
         list(scan_records(path))
+
+
+TEXTS = ("Hi", "", " ", "\u3000", "<image>\nWhat?", "<image> or <image>", "x < y", "<video>", "<b>")
+TURN = st.fixed_dictionaries(
+    {"from": st.sampled_from(["human", "gpt"]), "value": st.sampled_from(TEXTS)}
+)
+RECORD = st.fixed_dictionaries(
+    {"conversations": st.lists(TURN, max_size=3)},
+    optional={
+        "id": st.sampled_from(["a", 7, None]),
+        "image": st.sampled_from(["a.png", "", None, ["a.png"]]),
+        "system": st.sampled_from(["", "Be brief."]),
+        "lang": st.sampled_from(["hr", 3]),
+    },
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(RECORD)
+def test_a_plain_record_is_a_sample(record: dict[str, Any]) -> None:
+    try:
+        found = decode_record(json.dumps(record).encode())
+    except msgspec.ValidationError:
+        return
+    if found.is_plain():
+        sample = Sample.from_record(record, "a.json:1")
+        assert len(sample.turns) == len(found.turns) and sample.image == found.image
+        render(sample.turns, conv_templates["v1"])
+
+
+def test_what_llava_writes_is_plain() -> None:
+    turns = [{"from": "human", "value": "<image>\nx < y?"}, {"from": "gpt", "value": "<b>"}]
+    record = {"id": 1, "image": "a.png", "conversations": turns, "model": "x", "system": ""}
+    assert decode_record(json.dumps(record).encode()).is_plain()
+    assert not decode_record(json.dumps({**record, "image": None}).encode()).is_plain()
+
+
+@pytest.mark.parametrize("lines", [True, False])
+def test_chunks_of_llavas_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: bool
+) -> None:
+    monkeypatch.setattr("llava.data.records._CHUNK_BYTES", 500)
+    turns = [{"from": "human", "value": "},\n{"}, {"from": "gpt", "value": "\u010d"}]
+    records = [{"id": str(i), "conversations": turns, "note": "BYTE"} for i in range(20)]
+    path = save(tmp_path / "a.json", records, lines)
+    path.write_bytes(path.read_bytes().replace(b"BYTE", b"\xe9"))  # where nothing is read
+    index, entries = RecordIndex(path), list(scan_records(path))
+    for number, entry in enumerate(entries):
+        index.add(entry, has_image=number % 2 == 1)
+    assert sum(entry.record is not None for entry in entries) >= 15
+    assert [record["id"] for record in index] == [str(i) for i in range(20)]
+    assert index[3] == {**records[3], "note": "\udce9"}
+    size = 1 if lines else len(json.dumps(records[0], indent=1).splitlines())
+    assert [entry.line for entry in entries] == [i * size + (1 if lines else 2) for i in range(20)]
+    assert [index.has_image(i) for i in range(4)] == [False, True, False, True]
