@@ -22,6 +22,7 @@ Needs: playground/models/mini/llm, from `bash scripts/quickstart.sh --smoke`.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import statistics
 import subprocess
@@ -39,7 +40,7 @@ from corpus import make_file
 from corpus import run_ours as import_file
 from mixture import make_corpus
 from mixture import run_ours as open_mixture
-from serving import make_bodies, make_checkpoint, run_side
+from serving import Server, Turn, build_parser, make_checkpoint, make_questions, run_server
 
 ROWS = (50_000, 500_000, 5_000_000, 50_000_000, 100_000_000)
 RECORDS = (10_000, 30_000, 100_000, 300_000)
@@ -241,16 +242,24 @@ def make_clocked(
 
 def over_clients() -> list[Curve]:
     """Measures a worker that ever more clients ask at the same time."""
-    found = []
-    with tempfile.TemporaryDirectory() as folder:
-        model = make_checkpoint(Path(folder) / "llava-mini")
-        for number in CLIENTS:
-            bodies = make_bodies(number, 2, 64)
-            found.append((number, run_side("batch", model, "cpu", number, bodies)))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = make_checkpoint(folder / "llava-mini")
+        arguments = build_parser().parse_args(["--clients", str(max(CLIENTS))])
+        with run_server("ours", model, folder / "hf", folder, arguments) as server:
+            turns = asyncio.run(ask(server))
+    first = [(n, statistics.median(each.first_s for each in turn.answers)) for n, turn in turns]
     return [
-        Curve("clients", "all answers", "s", 1, [(n, each.seconds) for n, each in found]),
-        Curve("clients", "first token", "s", 1, [(n, each.first_token(50)) for n, each in found]),
+        Curve("clients", "all answers", "s", 1, [(n, turn.seconds) for n, turn in turns]),
+        Curve("clients", "first token", "s", 1, first),
     ]
+
+
+async def ask(server: Server) -> list[tuple[int, Turn]]:
+    """Lets ever more clients ask, two questions each."""
+    await server.wait()
+    await server.turn(make_questions(2, 1, 8, seed=1))  # loads what is loaded once
+    return [(n, await server.turn(make_questions(n, 2, 64, seed=2))) for n in CLIENTS]
 
 
 def over_ranks() -> list[Curve]:
