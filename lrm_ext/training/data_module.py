@@ -124,7 +124,7 @@ def lrm_data_module(context: DataContext) -> dict[str, Any]:
         spec = msgspec.structs.replace(spec, corpora=())
     dataset = _dataset(context, arguments, mixture)
     log.info("%s: %d samples an epoch from %d rows", corpus.path, len(mixture), len(corpus))
-    if mixture.left_out:
+    if mixture.left_out and arguments.languages is None:
         log.warning(
             "%s: the mixture leaves %s out, which the corpus has; add them to its [languages]",
             corpus.path,

@@ -89,6 +89,15 @@ def test_a_costly_share_of_english(ratio, changes, said, run_lrm, tmp_path, capl
     assert found == ([] if said is None else [said])
 
 
+def test_languages_left_out_are_named_unless_others_were_chosen(run_lrm, tmp_path, caplog):
+    (tmp_path / "m.toml").write_text("languages = ['hr']\n")
+    run_lrm(mixture_path=tmp_path / "m.toml", max_steps=1)
+    assert "the mixture leaves" in caplog.text
+    caplog.clear()
+    run_lrm(languages="hr", output_dir=tmp_path / "chosen", max_steps=1)
+    assert "the mixture leaves" not in caplog.text
+
+
 @pytest.mark.parametrize("tunes_projector", [False, True])
 def test_a_stage_without_images(tunes_projector, run_lrm, tmp_path, caplog):
     with CorpusWriter(tmp_path / "text", ("hr",), image_root=".") as writer:
