@@ -36,6 +36,7 @@ from llava.images import to_rgb
 from llava.mm_utils import get_model_name_from_path, process_images, tokenizer_image_token
 from llava.model.tiles import Tiling, is_tiled, prepare_image
 from llava.serve.check import check_model_path
+from llava.serve.protocol import text_before_stop
 
 log = logging.getLogger(__name__)
 
@@ -182,15 +183,9 @@ class StopFilter:
         if self.stopped:
             return ""
         text = self._held + text
-        found = [place for stop in self._stops if (place := text.find(stop)) >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
-        # Characters at the end that may be the beginning of a stop string.
-        begun = (n for stop in self._stops for n in range(len(stop)) if text.endswith(stop[:n]))
-        num_certain = len(text) - max(begun, default=0)
-        self._held = text[num_certain:]
-        return text[:num_certain]
+        certain, self.stopped = text_before_stop(text, self._stops)
+        self._held = "" if self.stopped else text[len(certain) :]
+        return certain
 
     def flush(self) -> str:
         """Returns text that looked like the beginning of a stop string but was not."""

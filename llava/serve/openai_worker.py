@@ -117,7 +117,9 @@ class OpenAIWorker(RemoteWorker):
         """Yields the answer so far whenever it has grown."""
         request = parse_request(params)
         messages = to_messages(request.prompt, params.get("images") or [])
-        stop = {"stop": request.stop} if request.stop not in (None, "", TEMPLATE.sep) else {}
+        optional: dict[str, Any] = {} if request.seed is None else {"seed": request.seed}
+        if request.stop not in (None, "", TEMPLATE.sep):
+            optional["stop"] = request.stop
         stream = await self._service.chat.completions.create(
             model=self._served_name,
             messages=messages,
@@ -125,7 +127,7 @@ class OpenAIWorker(RemoteWorker):
             top_p=request.top_p or 1e-6,  # some refuse 0
             max_tokens=request.max_new_tokens,
             stream=True,
-            **stop,
+            **optional,
         )
         async with stream:
             text = ""

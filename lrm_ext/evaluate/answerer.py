@@ -41,6 +41,10 @@ from lrm_ext.evaluate.items import BLIND_SIDE_PX, Answer, Request, content_parts
 from lrm_ext.languages.templates import Templates
 
 FEATURE_CACHE_BYTES: Final = 4 << 30
+# settings of `generate`; None takes back what a checkpoint names for sampling
+GREEDY: Final[dict[str, Any]] = {
+    "do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None,
+}  # fmt: skip
 QWEN_IMAGE_TOKEN: Final = "<|image_pad|>"
 
 
@@ -152,11 +156,7 @@ class LlavaAnswerer:
                 input_ids.to(model.device),
                 attention_mask=mask.to(model.device),
                 **({} if features is None else images),
-                do_sample=False,
-                num_beams=1,
-                temperature=None,
-                top_p=None,
-                top_k=None,
+                **GREEDY,
                 max_new_tokens=self._max_new_tokens,
                 eos_token_id=self._stop_ids,
                 pad_token_id=self._pad_id,
@@ -515,11 +515,7 @@ class TransformersAnswerer:
         refuse_long_prompt(longest, said, length, self._max_new_tokens, room)
         ids = self._model.generate(
             **inputs,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
+            **GREEDY,
             max_new_tokens=self._max_new_tokens,
             pad_token_id=self._tokenizer.pad_token_id,
         )
