@@ -189,13 +189,14 @@ def test_openai_worker_speaks_the_protocol(service, start, picture):
     conv.append_message(assistant, None)
     prompt, image = conv.get_prompt(), encoded(picture)
     body = {"prompt": prompt, "images": [image], "temperature": 0, "stop": conv.sep, "top_p": 0.5}
+    body["seed"] = 7
     chunks = list(protocol.stream_generation(address, body))
     assert [chunk["text"] for chunk in chunks] == [prompt + text for text in ("Žl", "Žlutá")]
     part = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + image}}
     assert service[1] == [
         {
             "model": "org/llava-x", "stream": True, "max_tokens": 256,
-            "temperature": 0, "top_p": 0.5,
+            "temperature": 0, "top_p": 0.5, "seed": 7,
             "messages": [
                 {"role": "user", "content": "Co\nje to?"},
                 {"role": "assistant", "content": "Kolo."},
