@@ -58,9 +58,10 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Removes the bar and logs the last metrics."""
+        """Removes the bar and logs the last metrics, unless no step was made."""
         self._bar.stop()
-        log.info("%s: %s", self.title, ", ".join([f"{self.step} {self.unit}", *self._means()]))
+        if self.step or not self.total:
+            log.info("%s: %s", self.title, ", ".join([f"{self.step} {self.unit}", *self._means()]))
 
     def advance(self, count: int = 1, **metrics: float) -> None:
         """Counts steps and adds their metrics to the running means."""
